@@ -18,6 +18,9 @@ Positive = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(gt=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f]*(:[0-9a-f.]*){2,}", re.ASCII)
+STEP_TOKENS = {"cpu": 512, "cuda": 2048}
+"""The most tokens of a step: with more a dense model is no faster, and decoding sequences wait longer."""
+RUN_AHEAD = {"cpu": 0, "cuda": 1}
 CPU_KV_SHARE = 1 / 3
 """KV's share of the memory that mem_fraction allows on a CPU: other programs need memory too."""
 
@@ -115,6 +118,12 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     share_prompt_cache: bool = False
     """Reuse KV between the holders of different API keys too. Whoever guesses the beginning of another's prompt can see
     that it is known, by `cached_tokens` and by the time to the first token."""
+    swa_full_tokens_ratio: Fraction | None = None
+    """Models with a sliding window in some layers (Gemma, gpt-oss): KV slots of these layers for each slot of the
+    others. They need no more than a window of each sequence. A smaller ratio holds more tokens of long contexts, and
+    fewer short contexts. 1: all layers share their slots. Default: enough for the windows of all running sequences and
+    of prefixes of 2048 tokens in the prompt cache, but at most three quarters of what there would be if all layers
+    shared; 1 if everything fits."""
     state_checkpoints: Annotated[int, Meta(ge=0)] | None = None
     """Copies of recurrent states in the prompt cache, for models with linear attention (Qwen3-Next, Qwen3.5). Such a
     model reuses a prompt's beginning up to the last copy in it. Default: a third of the memory that the states of the
@@ -127,6 +136,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     number of ranks."""
     run_ahead: Annotated[int, Meta(ge=-1, le=1)] = -1
     """Number of steps (0 or 1) to plan before the previous step has returned its tokens. -1: 0 on CPU, 1 on CUDA."""
+
+    speculative_algorithm: Literal["none", "ngram"] = "none"
+    """Speculative decoding. ngram: where an answer repeats what its prompt or the answer itself says, the tokens that
+    followed there are drafted, computed together in one step, and kept as far as the model says the same. Answers are
+    those without it, but come faster where much is repeated: edits of a given text or code, quotes, tables. It drafts
+    less where drafts are refused, or where steps are full. Models with linear attention do without."""
+    speculative_num_draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Most draft tokens of a sequence in one step."""
 
     def __post_init__(self) -> None:
         if self.tp % self.ep:

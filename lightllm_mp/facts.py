@@ -79,6 +79,8 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
     """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
+    draft_tokens: int = 0
+    """Most draft tokens of a sequence in a step; 0: no speculative decoding."""
 
     @property
     def task(self) -> str:

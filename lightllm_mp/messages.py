@@ -169,6 +169,8 @@ class Terms(Struct, frozen=True, array_like=True, gc=False):
     most_tokens: int = 0
     """A text or document for an embedding or score loses its end beyond so many tokens of the prompt; 0: it is refused
     if it is too long."""
+    speculate: bool = True
+    """Tokens may be drafted, where the server does so. The answer is the same."""
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ The worker keeps two tables with one row per running sequence: `token_table[row,
              Where layers with windows have slots of their own, those of the other layers, of all runs, come first, then
              theirs, which go to a second table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
-             token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id.
+             token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id. A row with
+             draft tokens stands here several times, side by side, once for each of its positions, with a count of 1
     images   (row, position, count, offset low, offset high, first, rows): positions position .. position + count - 1,
              which the step computes, take rows first .. first + count - 1 of the `rows` embeddings at that offset
              (bytes) of image memory in place of their ids' embeddings

@@ -70,6 +70,8 @@ class RequestParameters(Struct, frozen=True, kw_only=True):
     logit_bias: Annotated[dict[Id, Penalty], Meta(max_length=MAX_BIASES)] | None = None
     allowed_token_ids: Annotated[list[Id], Meta(min_length=1, max_length=MAX_ALLOWED)] | None = None
     """No other id is ever sampled."""
+    speculate: bool | None = None
+    """false: no tokens are drafted for this request (--speculative-algorithm). The answer is the same."""
     skip_special_tokens: bool | None = None
     """Default: true, or false with the server's flag --no-skipping-special-tokens."""
     add_special_tokens: bool | None = None
@@ -105,6 +107,7 @@ def terms(
         tenant=tenant,
         guide=None if how is POOLED else guide(p),
         task=task,
+        speculate=p.speculate is not False,
     )
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Build what is published, an sdist and a manylinux wheel, and check both. Usage:
+# Build the published files, an sdist and a manylinux wheel, and check both. Usage:
 #   bash scripts/build_wheel.sh [FOLDER]     by default dist/
-# Needs the extra `package` in the Python that it runs with (PYTHON=/path/to/python, else .venv's) and a C compiler.
+# Needs the extra `package` in its Python (PYTHON=/path/to/python, else .venv's) and a C compiler.
 # The wheel is built from the sdist. It works with each Python from 3.11 (abi3). Its tag names the oldest glibc that it
-# loads with, which auditwheel finds out: manylinux_2_17 wherever it is built, as symbols of newer ones are not used.
+# loads with, which auditwheel finds: manylinux_2_17 on every machine, as the wheel uses no newer symbols.
 set -euo pipefail
 to=$(realpath -m "${1:-dist}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -4,8 +4,8 @@
 #   bash scripts/dev.sh test [arguments of pytest]           ruff, mypy, then the tests
 #   bash scripts/dev.sh setup                                only prepare .venv for both
 # Needs Python 3.11 or newer (PYTHON=/path/to/python chooses one) and pip's package index on the first run.
-# `test`, run by root on Debian or Ubuntu, installs what tests need beside it where it is missing: a browser, tmux, two
-# shells, Prometheus, kubectl, and a cross compiler and an emulator for aarch64.
+# `test`, run by root on Debian or Ubuntu, also installs missing programs that tests need: a browser, tmux, two shells,
+# Prometheus, kubectl, and a cross compiler and an emulator for aarch64.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,12 +31,12 @@ find_python() {
     die "no Python 3.11 or newer with its venv module was found (Debian, Ubuntu: apt-get install python3 python3-venv)"
 }
 
-# What an installation depends on: the project files, the C sources, and this script.
+# An installation depends on the project files, the C sources, and this script.
 fingerprint() {
     { cat pyproject.toml setup.cfg scripts/dev.sh; find lightllm_mp -name '*.[ch]' | sort | xargs cat; } | cksum
 }
 
-# On a terminal pip shows its own progress; elsewhere its words go to a log, which is shown if it fails.
+# On a terminal pip shows its progress; elsewhere its output goes to a log, which is shown if it fails.
 quietly_pip() {
     local log=$venv/install.log
     if [ -t 2 ]; then
@@ -116,8 +116,8 @@ prepare_programs() {
     fi
 }
 
-# Clients of our APIs, from PyPI and npm, in an environment of their own: what they depend on contradicts what we do.
-# Where Node.js is missing, PyPI has it, too.
+# Clients of our APIs, from PyPI and npm, in their own environment: their dependencies contradict ours.
+# If Node.js is missing, PyPI has it too.
 prepare_clients() {
     local begin=$SECONDS to=.venv-clients from=tests/clients stamp
     stamp=$(cat $from/requirements*.txt $from/package.json scripts/dev.sh | cksum)
@@ -141,7 +141,7 @@ install_clients() {
         PATH=$PATH:$PWD/$to/bin npm install --prefix $to --no-audit --no-fund --no-package-lock
 }
 
-# What builds the page, and what its tests need, from npm.
+# Packages from npm that build the page, and that its tests need.
 prepare_page() {
     local begin=$SECONDS to=web/node_modules stamp
     stamp=$(cat web/package-lock.json scripts/dev.sh | cksum)

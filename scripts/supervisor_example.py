@@ -26,7 +26,7 @@ DRAIN_TIMEOUT = 60.0
 
 
 class Terminated(Exception):
-    """Somebody wants this program to end."""
+    """A signal asks this program to end."""
 
 
 def on_signal(number: int, frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ def processes() -> str:
 
 
 def packages() -> str:
-    """An arrow: imports, where no longer way says the same."""
+    """An arrow is an import; one that a longer path implies is left out."""
     arrows = _imports()
     drawn = [f"    {name} --> {other}" for name in sorted(arrows) for other in sorted(_direct(name, arrows))]
     return "\n".join(["```mermaid", "flowchart TD", *drawn, "```"])
@@ -47,7 +47,7 @@ def _direct(name: str, arrows: dict[str, set[str]]) -> set[str]:
 
 
 def _reached(name: str, arrows: dict[str, set[str]], seen: set[str]) -> set[str]:
-    """Everything behind `name`, by any way that does not pass `seen`."""
+    """All packages that `name` reaches without passing `seen`."""
     found: set[str] = set()
     for other in arrows.get(name, set()) - seen:
         found |= {other} | _reached(other, arrows, seen | {name, other} | found)
@@ -78,7 +78,7 @@ def _targets(tree: ast.Module) -> Iterator[str]:
 
 
 def _package(module: str) -> str | None:
-    """The package right below lightllm_mp that a module is in; None for a module that is in none."""
+    """The package directly below lightllm_mp that contains the module; None if there is none."""
     parts = module.split(".")
     return parts[1] if parts[0] == PACKAGE.name and len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else None
 
@@ -91,7 +91,7 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def written(name: str) -> str:
-    """The picture as the page has it."""
+    """The picture as it stands in the page."""
     begin, end = _marks(name)
     return PAGE.read_text().split(begin)[1].split(end)[0].strip()
 

@@ -21,7 +21,7 @@ from tools.harness.command_line import ToolParser
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BEGIN, END = "<!-- tables: tools/configuration_page.py -->", "<!-- end of tables -->"
 _CODE = re.compile(r"(?<![\w`/-])(--[a-z][\w-]+|/[a-z][\w/]+[A-Z]*|[a-z]+(?:_[a-z]+)+)(?![\w`])")
-"""What a help text names without quotes: flags, routes, names with underscores."""
+"""Words that a help text does not quote: flags, routes, names with underscores."""
 
 
 def flag_tables() -> str:
@@ -35,7 +35,7 @@ def flag_tables() -> str:
 
 
 def lightllm_tables() -> str:
-    """How LightLLM's flags are treated that are not flags of the same name here."""
+    """How the server treats LightLLM's flags that have no flag of the same name here."""
     renamed = [(f"`--{old}`", f"`{_flag(new)}`") for old, new in ALIASES.items()]
     for name, values in MEANINGS.items():
         for meaning in dict.fromkeys(values.values()):
@@ -71,7 +71,7 @@ def _flag(name: str) -> str:
 
 def _row(field: FlagField, doc: str) -> str:
     value, text = metavar(field), _CODE.sub(r"`\1`", doc).replace("|", "\\|")
-    if value.startswith("{"):  # in the narrow first column a long list of words would not break
+    if value.startswith("{"):  # a long list of words does not break in the narrow first column
         value, text = "", f"{_words(value.strip('{}').replace(',', ' '))}. {text}"
     return f"| `{f'{field.flag} {value}'.strip()}` | {_default(field.name, field.default)} | {text} |"
 
@@ -85,11 +85,11 @@ def _default(name: str, value: Any) -> str:
 
 
 TABLES = {"configuration.md": flag_tables, "migration.md": lightllm_tables}
-"""Page of docs/: what stands in it between the marks."""
+"""Page of docs/ -> the text between its marks."""
 
 
 def written(page: str) -> str:
-    """The tables as the page has them."""
+    """The tables as they stand in the page."""
     return (DOCS / page).read_text("utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 

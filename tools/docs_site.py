@@ -19,7 +19,7 @@ from tools.harness.command_line import ToolParser, skip
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / ".cache" / "site"
 BUILDER = {False: "html", True: "dummy"}
-"""A smoke run reads and checks all pages, and writes none."""
+"""A smoke run reads and checks all pages; it writes none."""
 
 
 def build(out: Path, builder: str = "html", root: Path = ROOT) -> int:

@@ -41,12 +41,12 @@ def compared(family: Family) -> bool:
 
 
 def lines(family: Family) -> int:
-    """Of the file that declares the family (families may share one)."""
+    """Lines of the file that declares the family; families may share a file."""
     return len(inspect.getsource(sys.modules[family.read_hf.__module__]).splitlines())
 
 
 def gguf(family: Family) -> str:
-    """What `general.architecture` is in its GGUF files."""
+    """The values of `general.architecture` in its GGUF files."""
     names = (family.gguf_written_as,) if family.gguf_written_as else family.gguf_architectures
     return ", ".join(f"`{name}`" for name in names)
 

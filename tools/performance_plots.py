@@ -25,7 +25,7 @@ PAGE, FIGURES = DOCS / "performance.md", DOCS / "figures"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 Data = dict[str, dict[str, float]]
-"""Series -> what a bar or point is called -> its number."""
+"""Series -> name of a bar or point -> its number."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def read(panel: Panel) -> Data:
 
 
 def drawn(file: Path) -> list[Data]:
-    """The numbers that a file was drawn from, panel by panel."""
+    """The numbers that a file shows, panel by panel."""
     found = re.search(r"<dc:description>(.*?)</dc:description>", file.read_text("utf-8"), re.DOTALL)
     if found is None:
         raise ValueError(f"{file.name} does not say what it was drawn from")
@@ -182,7 +182,7 @@ INK = "#010101"
 SERIES = ("#020202", "#030303", "#040404", "#050505")
 LIGHT = {INK: "#24292f", SERIES[0]: "#0969da", SERIES[1]: "#bc4c00", SERIES[2]: "#1a7f37", SERIES[3]: "#8250df"}
 DARK = {INK: "#d0d7de", SERIES[0]: "#58a6ff", SERIES[1]: "#f0883e", SERIES[2]: "#56d364", SERIES[3]: "#bc8cff"}
-"""Colours that matplotlib draws with -> what a reader sees, by the scheme of the page."""
+"""Colours that matplotlib draws with -> colours that a reader sees, by the scheme of the page."""
 
 
 def draw(plot: Plot, folder: Path) -> None:

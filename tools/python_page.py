@@ -79,7 +79,7 @@ def _row(name: str, node: ast.ClassDef | Function) -> str:
 
 
 def _arguments(given: ast.arguments) -> str:
-    """As they are written, without types and without self."""
+    """The parameters as they are written, without types and self."""
     for argument in (*given.args, *given.kwonlyargs, given.kwarg, given.vararg):
         if argument is not None:
             argument.annotation = None
@@ -88,7 +88,7 @@ def _arguments(given: ast.arguments) -> str:
 
 
 def _text(node: ast.ClassDef | Function) -> str:
-    """The prose of a docstring; an example in it, which is indented, is left out."""
+    """The prose of a docstring without its indented examples."""
     paragraphs = (ast.get_docstring(node) or "").split("\n\n")
     return " ".join(" ".join(part.split()) for part in paragraphs if not part.startswith(" "))
 
@@ -98,7 +98,7 @@ def _cell(text: str) -> str:
 
 
 def written() -> str:
-    """The tables as the page has them."""
+    """The tables as they stand in the page."""
     return PAGE.read_text("utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 

@@ -1,9 +1,9 @@
-"""Make the pictures of docs/screenshots: the page, and what a terminal shows.
+"""Makes the images of docs/screenshots: the page, and terminals.
 
     python -m tools.screenshots [--only chat-light,start-up] [--out docs/screenshots]
 
-Starts a server of the demo that sees, and photographs it with a headless Chromium. A terminal is kept by tmux. Each PNG
-has a palette, and is refused beyond 150 kB.
+Starts a server of the demo model with images and takes screenshots with a headless Chromium; tmux runs the terminals.
+Each PNG has a palette and at most 150 kB.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PICTURE = ROOT / "examples" / "pair.png"
 
 
 class Studio:
-    """Opens pages of a server and writes pictures."""
+    """Opens pages of a server and writes images."""
 
     def __init__(self, browser: Browser, server: Server, out: Path, *, smoke: bool) -> None:
         self._browser, self.server, self._out, self.smoke = browser, server, out, smoke
@@ -66,7 +66,7 @@ class Studio:
             context.close()
 
     def save(self, name: str, png: bytes) -> None:
-        """With a palette: a third of the bytes, and no difference that is seen."""
+        """Stores a palette: a third of the bytes without a visible difference."""
         picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(192, dither=Image.Dither.NONE)
         picture.save(file := self._out / f"{name}.png", optimize=True)
         if (size := file.stat().st_size) > MOST_BYTES:
@@ -74,7 +74,7 @@ class Studio:
         say(f"{file}: {picture.width} x {picture.height}, {size / 1e3:.0f} kB")
 
     def save_screen(self, name: str, screen: str) -> None:
-        """What a terminal shows."""
+        """Writes the screen of a terminal."""
         with self.page("about:blank") as page:
             page.set_content(to_html(screen))
             self.save(name, page.locator("pre").screenshot())
@@ -82,7 +82,7 @@ class Studio:
 
 @contextlib.contextmanager
 def shell(**environment: str) -> Iterator[Terminal]:
-    """A shell at its prompt that knows `lightllm-mp`, this one, which logs no more than warnings."""
+    """A shell at its prompt that finds this checkout's `lightllm-mp`, which logs warnings only."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "lightllm-mp"
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m lightllm_mp "$@"\n')
@@ -103,7 +103,7 @@ def start_up(studio: Studio) -> None:
 
 
 def terminal_chat(studio: Studio) -> None:
-    """`lightllm-mp chat` with the server that runs."""
+    """`lightllm-mp chat` with the running server."""
     with shell() as screen:
         screen.type(f"lightllm-mp chat --url {studio.server.base_url} --temperature 0")
         screen.until(r"^> *$")
@@ -127,14 +127,14 @@ def chat(name: str, **options: Any) -> Callable[[Studio], None]:
 
 
 def picture(studio: Studio) -> None:
-    """A picture and what the demo says of it."""
+    """An image and the demo's answer about it."""
     with studio.page() as page:
         ChatPage(page).answer_to("What is in the picture?", [PICTURE])
         studio.save("picture", page.screenshot())
 
 
 def live(studio: Studio) -> None:
-    """The engine with three answers in the making, and in the repair after its worker is killed."""
+    """The engine with three running answers, and during the repair after its worker is killed."""
     url = f"{studio.server.base_url}/generate"
     bodies = [{"inputs": f"Count to {n}.", "parameters": {"max_new_tokens": 900, "ignore_eos": True}} for n in range(3)]
     with ThreadPoolExecutor() as pool, studio.page("/live", viewport=TALL, device_scale_factor=1.25) as page:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Mapping
 
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT, relay_keys
 from lightllm_mp.actors.runtime.actor_settings import WorkerSettings
@@ -154,7 +155,7 @@ class NodeActor(AsyncActor):
         self._link.send_message(message)
 
 
-def node_key(environment: os._Environ[str] | dict[str, str]) -> bytes:
+def node_key(environment: Mapping[str, str]) -> bytes:
     """The secret that the machines of an engine share. ConfigError if there is none."""
     keys = relay_keys(environment)
     if not keys:

@@ -33,8 +33,8 @@ from lightllm_mp.messages import (
     Tokenized,
     Wire,
 )
-from lightllm_mp.text.chat import compile_template, render_chat
-from lightllm_mp.text.chat_facts import chat_facts
+from lightllm_mp.text.chat.chat_facts import chat_facts
+from lightllm_mp.text.chat.rendering import compile_template, render_chat
 from lightllm_mp.text.prompt_truncation import longest_kept, truncated
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 from lightllm_mp.vision.placeholders import (

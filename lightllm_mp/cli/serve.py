@@ -51,12 +51,12 @@ def main(
     try:
         if config.engine.nnodes > 1:
             from lightllm_mp.actors.node import node_key
-
-            secret = node_key(os.environ)
-        if config.engine.node_rank:
             from lightllm_mp.cli.serve_node import serve_node
 
-            return serve_node(config, secret, parent_fd)
+            if config.engine.node_rank:
+                return serve_node(config, node_key(os.environ), parent_fd)
+            if config.fleet == FleetConfig():
+                node_key(os.environ)
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         check_endpoint(config.http.otlp_traces_endpoint)

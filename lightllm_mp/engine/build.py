@@ -12,18 +12,18 @@ from pathlib import Path
 import msgspec
 import torch
 
-from lightllm_mp.config import EngineConfig, ModelConfig
+from lightllm_mp.config import RUN_AHEAD, STEP_TOKENS, EngineConfig, ModelConfig
 from lightllm_mp.engine.cuda_graphs import graph_bytes
 from lightllm_mp.engine.executor import PROMPT_LINES, Executor, logit_lines
 from lightllm_mp.engine.kv_sizing import (
     MemoryPlan,
     kv_budget,
-    kv_bytes_per_token,
     plan_memory,
     promised_memory,
     stored_type,
 )
 from lightllm_mp.engine.step_memory import WorstStep, step_bytes
+from lightllm_mp.engine.window_sizing import windowed_limits
 from lightllm_mp.errors import ConfigError
 from lightllm_mp.facts import EngineLimits, Facts, PooledFacts, StateFacts
 from lightllm_mp.kernels.cpu import attention, runtime
@@ -33,6 +33,7 @@ from lightllm_mp.model_description import ModelDescription
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.decoder import Decoder
+from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.decoder.length_class import class_bounds
 from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.models.parallel.group import RankGroup, SingleRank
@@ -42,9 +43,6 @@ from lightllm_mp.plan import ROWS_BYTES
 
 log = logging.getLogger("lightllm_mp.worker")
 
-STEP_TOKENS = {"cpu": 512, "cuda": 2048}
-"""The most tokens of a step: with more a dense model is no faster, and decoding sequences wait longer."""
-RUN_AHEAD = {"cpu": 0, "cuda": 1}
 CPU = torch.device("cpu")
 
 
@@ -111,6 +109,7 @@ def build_engine(
 def _limits(
     spec: ModelSpec, engine: EngineConfig, memory: MemoryPlan, step_tokens: int, usual_step: int, device: torch.device
 ) -> EngineLimits:
+    windows = windowed_limits(spec, step_tokens, run_ahead(engine, device))
     return EngineLimits(
         kv_tokens=memory.kv_tokens,
         rows=memory.rows,
@@ -122,10 +121,12 @@ def _limits(
         run_ahead=run_ahead(engine, device),
         class_bounds=class_bounds(spec),
         pooled=pooled_facts(spec, usual_step),
-        window=window_of_all(spec),
+        window=windows.window if memory.window_tokens or not windows.window_tokens else 0,
+        window_tokens=memory.window_tokens,
         whole_images=spec.image_span > 0,
         states=StateFacts(memory.checkpoints, engine.state_grain) if spec.delta is not None else None,
         long_truncation_mode=engine.long_truncation_mode or "",
+        draft_tokens=draft_tokens(spec, engine),
     )
 
 
@@ -157,16 +158,14 @@ def run_ahead(engine: EngineConfig, device: torch.device) -> int:
     return RUN_AHEAD[device.type] if engine.run_ahead < 0 else engine.run_ahead
 
 
-def window_slots(spec: ModelSpec, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
-    """See EngineLimits.window_slots."""
-    ahead = run_ahead(engine, device)
-    return EngineLimits(window=window_of_all(spec), step_tokens=step_tokens, run_ahead=ahead).window_slots
-
-
-def window_of_all(spec: ModelSpec) -> int:
-    """The widest window of the layers; 0 if a layer has none, or the state of a sequence in place of one."""
-    windows = [spec.window_of(layer) for layer in range(spec.layers)]
-    return max(windows) if all(windows) and spec.delta is None else 0
+def draft_tokens(spec: ModelSpec, engine: EngineConfig) -> int:
+    """A recurrent state does not go back to where a draft is refused."""
+    if engine.speculative_algorithm == "none" or spec.pooling is not None:
+        return 0
+    if spec.delta is not None:
+        log.warning("--speculative-algorithm: a model with linear attention goes on without drafts")
+        return 0
+    return engine.speculative_num_draft_tokens
 
 
 def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
@@ -218,8 +217,8 @@ def _memory(
     decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, promised: EngineLimits | None
 ) -> MemoryPlan:
     if promised is not None:
-        token_bytes = kv_bytes_per_token(decoder.spec, stored_type(decoder.spec, decoder.dtype, engine))
-        return promised_memory(promised, token_bytes, StatePool.place_bytes(decoder.spec, decoder.dtype))
+        space_bytes = KVPool.space_bytes(decoder.spec, stored_type(decoder.spec, decoder.dtype, engine))
+        return promised_memory(promised, space_bytes, StatePool.place_bytes(decoder.spec, decoder.dtype))
     memory = _planned(decoder, engine, step_tokens, device, _kv_budget(decoder, engine, step_tokens, device))
     _tell_what_does_not_fit(memory, engine)
     return memory
@@ -227,9 +226,9 @@ def _memory(
 
 def _planned(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int) -> MemoryPlan:
     spec, dtype = decoder.spec, decoder.dtype
-    slots = window_slots(spec, engine, step_tokens, device)
+    windows = windowed_limits(spec, step_tokens, run_ahead(engine, device))
     return plan_memory(
-        spec, stored_type(spec, dtype, engine), engine, budget, StatePool.place_bytes(spec, dtype), slots
+        spec, stored_type(spec, dtype, engine), engine, budget, StatePool.place_bytes(spec, dtype), windows
     )
 
 
@@ -257,6 +256,7 @@ def _executor(
         device=device,
         kv_dtype=stored_type(decoder.spec, decoder.dtype, engine),
         state_checkpoints=memory.checkpoints,
+        window_tokens=memory.window_tokens,
     )
 
 
@@ -266,7 +266,9 @@ def _budget_beside_steps(
     """What is left of `budget` when the worst steps have run and keep their memory, so that no later step needs more
     memory than is free."""
     most = _planned(decoder, engine, step_tokens, device, budget)
-    small = dataclasses.replace(most, kv_tokens=1, checkpoints=min(most.checkpoints, 1))
+    small = dataclasses.replace(
+        most, kv_tokens=1, checkpoints=min(most.checkpoints, 1), window_tokens=min(most.window_tokens, 1)
+    )
     probe = _executor(decoder, small, engine, step_tokens, device)
     probe.warm_up(probe_tokens=most.kv_tokens)
     left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(most.rows)

@@ -81,7 +81,7 @@ class CudaSteps:
         self._fill_spare_row()
 
     def _fill_spare_row(self) -> None:
-        for table, slot in zip(self._tables.all_slots, self._kv.spare_slots, strict=True):
+        for table, slot in zip(self._tables.slot_tables, self._kv.spare_slots, strict=True):
             table[self._tables.spare_row].fill_(slot)
 
     def begin(self, plan: Plan, step: Step | None) -> None:
@@ -158,7 +158,7 @@ class CudaSteps:
     def _decode(self, size: int) -> None:
         """The captured part of a decode step."""
         tables = self._tables
-        ids, batch = self._inputs.batch(size, tables.tokens, tables.all_slots, tables.rotary_first)
+        ids, batch = self._inputs.batch(size, tables.tokens, tables.slot_tables, tables.rotary_first)
         self._hidden[:size].copy_(self._model.forward(ids, batch, self._kv))
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:

@@ -55,6 +55,7 @@ class _Result:
     pooled: Tensor | None = None
     """Float32 [pooled, width]: a row for each pooled sequence."""
     seconds: float = 0.0
+    began: torch.cuda.Event | None = None
     arrived: torch.cuda.Event | None = None
 
     def send_to_host(self) -> None:
@@ -66,7 +67,7 @@ class _Result:
             chunk.logprobs = _pinned(chunk.logprobs)
             chunk.top = chunk.top and (_pinned(chunk.top[0]), _pinned(chunk.top[1]))
         self.pooled = None if self.pooled is None else _pinned(self.pooled)
-        self.arrived = torch.cuda.Event()
+        self.arrived = torch.cuda.Event(enable_timing=True)
         self.arrived.record()
 
 
@@ -203,6 +204,8 @@ class Executor:
         result = self._results.popleft()
         if result.arrived is not None:
             result.arrived.synchronize()
+            if result.began is not None:
+                result.seconds = result.began.elapsed_time(result.arrived) / 1e3
         return _report(result)
 
     @torch.inference_mode()
@@ -269,6 +272,9 @@ class Executor:
             step.state_saves = tuple(states.saved)
         self._steps.begin(plan, step)
         result = _Result(plan.step, [], [])
+        if self.device.type == "cuda":
+            result.began = torch.cuda.Event(enable_timing=True)
+            result.began.record()
         if step is None:
             return result
         hidden = self._forward(step, images, states)

@@ -9,12 +9,14 @@ import torch
 
 from lightllm_mp.config import CPU_KV_SHARE, EngineConfig
 from lightllm_mp.engine.state_sizing import state_places
+from lightllm_mp.engine.window_sizing import kv_bytes, others, window_tokens
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.facts import EngineLimits
 from lightllm_mp.machine import format_bytes, free_memory
 from lightllm_mp.models.decoder.kv_pool import KVPool
 from lightllm_mp.models.spec import ModelSpec
 
+NO_WINDOWS = EngineLimits()
 LEAST_TOKENS = 2
 """One prompt token and one answer token."""
 
@@ -30,6 +32,8 @@ class MemoryPlan:
     checkpoints: int = 0
     """Copies of recurrent states."""
     state_bytes: int = 0
+    window_tokens: int = 0
+    """Slots of layers with windows, of which `kv_tokens` has none then; 0: all layers share their slots."""
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -69,18 +73,17 @@ def plan_memory(
     config: EngineConfig,
     budget: int,
     place_bytes: int = 0,
-    window_slots: int = 0,
+    limits: EngineLimits = NO_WINDOWS,
 ) -> MemoryPlan:
     """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state;
-    `window_slots`: what a sequence holds at most, if all layers have windows, else 0.
+    `limits`: those of `windowed_limits`.
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
-    The context is the shortest of the model's, `max_req_total_len` and the pool, which does not count if it holds
-    `window_slots`. If flags ask for more than fits, they are clamped with `clamp_max_total_token_num`, otherwise
-    ConfigError. ModelError if the model leaves no room for a
-    single sequence.
+    The context is the shortest of the model's, `max_req_total_len` and the pool, which does not count if all layers
+    have windows and it holds those of a sequence. If flags ask for more than fits, they are clamped with
+    `clamp_max_total_token_num`, otherwise ConfigError. ModelError if the model leaves no room for a single sequence.
     """
-    token_bytes = kv_bytes_per_token(spec, dtype)
+    space_bytes, token_bytes = KVPool.space_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     given_bytes = ((config.max_total_token_num or 0) + 1) * token_bytes
     rows, checkpoints = state_places(config, budget, place_bytes, given_bytes)
     state_bytes = (rows + 1 + checkpoints) * place_bytes if place_bytes else 0
@@ -92,17 +95,20 @@ def plan_memory(
             param="state_checkpoints",
         )
     budget = max(0, budget - state_bytes)
-    room = budget // token_bytes - 1  # the pool has one spare slot
     longest = min(spec.max_context, config.max_req_total_len or spec.max_context)
+    near = window_tokens(config, budget, space_bytes, limits, rows, longest)
+    room = others(budget, space_bytes, near)
     tokens = config.max_total_token_num or min(room, rows * longest)
     if config.clamp_max_total_token_num:
         tokens = min(tokens, room)
-    holds = longest if 0 < window_slots <= tokens else tokens  # so long a sequence
+    endless = 0 < limits.window_slots <= tokens and not limits.window_tokens
+    holds = longest if endless else tokens  # so long a sequence
     if config.clamp_max_total_token_num:
         longest = min(longest, holds)
     if config.max_total_token_num is not None and tokens > room:
+        needed = format_bytes(kv_bytes(space_bytes, tokens, near))
         raise ConfigError(
-            f"--max-total-token-num {tokens} needs {format_bytes((tokens + 1) * token_bytes)} of KV memory, but there "
+            f"--max-total-token-num {tokens} needs {needed} of KV memory, but there "
             f"is room for {max(room, 0)} tokens ({format_bytes(budget)}); lower it, or raise --mem-fraction",
             param="max_total_token_num",
         )
@@ -116,24 +122,26 @@ def plan_memory(
         )
     return MemoryPlan(
         kv_tokens=tokens,
-        kv_bytes=(tokens + 1) * token_bytes,
+        kv_bytes=kv_bytes(space_bytes, tokens, near),
         max_context=min(longest, holds),
         rows=rows,
         checkpoints=checkpoints,
         state_bytes=state_bytes,
+        window_tokens=near,
     )
 
 
-def promised_memory(limits: EngineLimits, token_bytes: int, place_bytes: int) -> MemoryPlan:
+def promised_memory(limits: EngineLimits, space_bytes: tuple[int, int], place_bytes: int) -> MemoryPlan:
     """What an earlier process found, and its successor offers again, whatever memory is free now."""
     checkpoints = limits.states.checkpoints if limits.states is not None else 0
     return MemoryPlan(
         kv_tokens=limits.kv_tokens,
-        kv_bytes=(limits.kv_tokens + 1) * token_bytes,
+        kv_bytes=kv_bytes(space_bytes, limits.kv_tokens, limits.window_tokens),
         max_context=limits.max_context,
         rows=limits.rows,
         checkpoints=checkpoints,
         state_bytes=(limits.rows + 1 + checkpoints) * place_bytes,
+        window_tokens=limits.window_tokens,
     )
 
 

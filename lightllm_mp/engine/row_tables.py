@@ -12,6 +12,9 @@ from torch import Tensor
 from lightllm_mp.models.decoder.kv_pool import lazy_zeros
 from lightllm_mp.plan import Ints, PositionRuns, RowSetup
 
+ALIGNED_WORDS = 4
+"""A table begins at a multiple of 16 bytes, as kernels want it."""
+
 
 def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
     """int64 [sum of counts]: starts[0], starts[0] + 1, .. (counts[0] numbers), then starts[1], .."""
@@ -42,8 +45,10 @@ class RowTables:
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
         self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
-        self.all_slots = lazy_zeros((spaces, rows + 1, width), torch.int32, device)
-        self.slots, self.window_slots = self.all_slots[0], self.all_slots[1] if spaces > 1 else None
+        words = (rows + 1) * width
+        self.all_slots = lazy_zeros((spaces, -(-words // ALIGNED_WORDS) * ALIGNED_WORDS), torch.int32, device)
+        self.slot_tables = [table[:words].view(rows + 1, width) for table in self.all_slots]
+        self.slots, self.window_slots = self.slot_tables[0], self.slot_tables[1] if spaces > 1 else None
         self._used = np.zeros(rows + 1, np.bool_)
         """Rows that plans wrote to since `clear`."""
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
@@ -57,7 +62,8 @@ class RowTables:
         if self.device.type == "cpu":  # writing zeros to unused pages would allocate them
             used = torch.from_numpy(np.flatnonzero(self._used))
             self.tokens[used] = 0
-            self.all_slots[:, used] = 0
+            for table in self.slot_tables:
+                table[used] = 0
             self._used[:] = False
         else:
             self.tokens.zero_()
@@ -111,8 +117,8 @@ class RowTables:
         spaces, (at, values) = len(self.all_slots), self.edits(edit)
         if len(values) != spaces * len(at):
             raise ValueError(f"a plan has {len(values)} slots for {len(at)} positions in {spaces} spaces")
-        table = self.slots.numel()
-        return at if spaces == 1 else np.concatenate([at + space * table for space in range(spaces)]), values
+        words = self.all_slots.shape[1]
+        return at if spaces == 1 else np.concatenate([at + space * words for space in range(spaces)]), values
 
     def write(self, table: Tensor, edits: tuple[NDArray[np.int64], Ints]) -> None:
         """Writes edits to one of the tables."""

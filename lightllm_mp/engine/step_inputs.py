@@ -122,22 +122,30 @@ class Step:
         """The position of each sampled sequence's next token."""
         return self.ends[self.sampled].astype(np.int64)
 
-    def batch(self, tables: RowTables, at: torch.Tensor) -> Batch:
-        """The step as the forward pass takes it; `at` is this step's `at` on the device."""
+    @property
+    def joins(self) -> bool:
+        """All sequences have one token, and some stand side by side in a row: those may be computed as one."""
+        return self.max_count == 1 and bool((self.rows[1:] == self.rows[:-1]).any())
+
+    def batch(self, tables: RowTables, at: torch.Tensor, *, join: bool = False) -> Batch:
+        """The step as the forward pass takes it; `at` is this step's `at` on the device. `join`: see `joins`."""
 
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)
 
-        positions = put(self.positions)
+        positions, seq_start, rows, ends = put(self.positions), self.seq_start, self.rows, self.ends
+        if join:
+            seq_start = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).astype(np.int32)
+            rows, ends = rows[seq_start[:-1]], ends[seq_start[1:] - 1]
         near = tables.window_slots
         return Batch(
             positions=positions,
             slots=tables.slots.view(-1)[at],
-            seq_start=put(self.seq_start),
-            context=put(self.ends),
-            rows=put(self.rows),
+            seq_start=put(seq_start),
+            context=put(ends),
+            rows=put(rows),
             slot_table=tables.slots,
-            max_query=self.max_count,
+            max_query=int(np.diff(seq_start).max()),
             max_context=self.max_end,
             rotary_at=positions if self.rotary_first is None and self.rotary is None else put(self.rotary_at),
             state_saves=self.state_saves,

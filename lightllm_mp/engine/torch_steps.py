@@ -45,12 +45,12 @@ class TorchSteps:
         tables.write(tables.tokens, tables.edits(plan.ids))
         tables.write(tables.all_slots, tables.slot_edits(plan.slots))
         if step is not None:
-            step.ends_only = not (self._needs_lines or asks_for_lines(step, self._rules))
+            step.ends_only = not (self._needs_lines or step.joins or asks_for_lines(step, self._rules))
 
     def forward(self, step: Step, images: Sequence[ImageRows]) -> Tensor:
         tables = self._tables
         at = self._put(step.at)
-        ids, batch = tables.tokens.view(-1)[at], step.batch(tables, at)
+        ids, batch = tables.tokens.view(-1)[at], step.batch(tables, at, join=step.joins)
         return self._model.forward(ids, batch, self._kv, images, ends_only=step.ends_only)
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:

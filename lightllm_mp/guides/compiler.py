@@ -1,4 +1,4 @@
-"""Compiles guides, bounded in time and memory, and keeps what it has compiled."""
+"""Compiles guides within bounds on time and memory, and caches them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-"""Fuel is spent at 50,000 a millisecond when a grammar is compiled and at 14,000 when a mask is computed."""
+"""Compiling a grammar spends about 50,000 units of fuel a millisecond, computing a mask 14,000."""
 CACHED = 64
-"""Compiled guides that are kept. The states of a guide's lexer are shared by all its answers, 2 kB each at most."""
+"""Compiled guides in the cache. All answers of a guide share its lexer's states, at most 2 kB each."""
 
 
 class GuideCompiler:
@@ -70,13 +70,13 @@ class GuideCompiler:
         return matcher
 
     def forget(self, guide: Guide) -> None:
-        """Compile the guide anew next time: an answer came to a dead end, and the lexer that its answers share may be
-        full."""
+        """Compiles the guide again next time: an answer reached a dead end, and the lexer that its answers share may
+        be full."""
         with self._lock:
             self._cache.pop((guide.kind, guide.source), None)
 
     def _begins(self, matcher: LLMatcher) -> bool:
-        """Whether a first token is possible."""
+        """Whether any first token is allowed."""
         bits = np.zeros(self.vocabulary.words, "<u4")
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         return not matcher.is_error() and bool(bits.any())

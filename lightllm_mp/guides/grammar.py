@@ -1,4 +1,4 @@
-"""The grammar of a guide, in llguidance's form, within bounds on its size."""
+"""Turns a guide into a grammar of llguidance's form, within bounds on its size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightllm_mp.errors import InvalidGuide
 from lightllm_mp.messages import Guide
 
 MAX_SOURCE, MAX_LARK, MAX_AFTER = 1 << 16, 1 << 19, 256
-"""Bytes. Lark is what this server writes of a request's tools."""
+"""Bytes. This server writes Lark for a request's tools."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
-"""What may stand between two tokens of JSON. A model that begins to indent must come to an end."""
+"""White space allowed between two tokens of JSON; bounded, so that a model that indents comes to an end."""
 
 
 def grammar_of(guide: Guide) -> str:
-    """InvalidGuide if the guide is of no known kind, is too long, or cannot be read. A grammar may still be wrong:
-    compiling it tells."""
+    """Raises InvalidGuide if the guide is of no known kind, is too long, or cannot be read. A grammar may still be
+    wrong: compiling it tells."""
     source = guide.source
     most = MAX_LARK if guide.kind == "lark" else MAX_SOURCE
     if len(source.encode("utf-8", "surrogatepass")) > most or len(guide.after.encode("utf-8", "replace")) > MAX_AFTER:
@@ -71,7 +71,7 @@ def _gbnf(source: str) -> str:
         lark = gbnf_to_lark.any_to_lark(source)
     except MemoryError:
         raise
-    except Exception as error:  # the converter raises Exception itself, and whatever its parser stumbles over
+    except Exception as error:  # the converter raises Exception, and all errors of its parser
         raise ValueError(reason(error)) from None
     return LLMatcher.grammar_from_lark(lark)
 

@@ -1,4 +1,4 @@
-"""Where one answer stands in its grammar, and the masks of many answers."""
+"""The position of one answer in its grammar, and the masks of many answers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Bits = NDArray[np.uint32]
 
 
 class GuideMatcher:
-    """One answer. It follows from the ids alone, so that ids which are taken again lead to the same place.
+    """One answer. Its state depends only on the ids: the same ids lead to the same state.
 
-    `after`: the answer is free until it has this text. White space behind it belongs to what was free. With `jump` text
-    that the grammar forces is taken in the tokens that the tokenizer makes of it.
+    `after`: the answer is free until it has this text. White space behind it belongs to the free part. With `jump`,
+    text that the grammar forces is taken in the tokenizer's tokens.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class GuideMatcher:
     ) -> None:
         self.ll = matcher
         self.count = 0
-        """Ids taken."""
+        """Number of ids taken."""
         self.ignore_eos = ignore_eos
-        """The answer ends only where it cannot go on."""
+        """The answer ends only if it cannot go on."""
         self._vocabulary = vocabulary
         self.forced: deque[int] = deque()
-        """With `jump`: the ids that come next, whatever the model says."""
+        """With `jump`: the ids that must come next."""
         self._jump = jump
         self._after, self._tail = after.encode("utf-8", "replace"), b""
         if not self._after:
@@ -45,11 +45,11 @@ class GuideMatcher:
 
     @property
     def free(self) -> bool:
-        """The constraint has not begun."""
+        """Whether the constraint has not begun."""
         return bool(self._after)
 
     def take(self, token: int) -> None:
-        """The answer goes on with this id. An id that the grammar does not allow leads to a dead end."""
+        """Takes the answer's next id. An id that the grammar does not allow leads to a dead end."""
         self.count += 1
         if not self._after:
             self.ll.consume_token(token)
@@ -71,7 +71,7 @@ class GuideMatcher:
             self.forced.extend(self.ll.compute_ff_tokens())
 
     def _begin(self, text: bytes) -> None:
-        """The grammar begins with `text`, which came in one token with what was free, if it can begin so."""
+        """Begins the grammar with `text`, which came in one token with the free part, if that is possible."""
         ids = self._vocabulary.ll.greedy_tokenize(text.decode("utf-8", "replace")) if text else []
         if ids and self.ll.validate_tokens(ids) == len(ids):
             self.ll.consume_tokens(ids)
@@ -103,7 +103,7 @@ class MaskWriter:
         return bits
 
     def _keep_going(self, bits: Bits) -> None:
-        """Takes the ids that end an answer out of a row that has others."""
+        """Removes the ids that end an answer from a row with other ids."""
         others = bits & ~self._vocabulary.eos_bits
         if others.any():
             bits[:] = others

@@ -1,4 +1,4 @@
-"""A tokenizer's vocabulary in the form that matchers read: the bytes of every token, and which ids end an answer."""
+"""A tokenizer's vocabulary for matchers: the bytes of every token, and the ids that end an answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GuideVocabulary:
 
 
 class _Pieces:
-    """What TokenizerWrapper asks of a tokenizer."""
+    """The interface that TokenizerWrapper needs of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: list[bytes], special: list[int], eos_id: int) -> None:
         self.tokens, self.special_token_ids = pieces, special

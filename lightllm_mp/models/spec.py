@@ -330,9 +330,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kv_elements(self) -> int:
         """Elements of one token's keys and values over all layers."""
-        if self.mla is None:
-            return sum(2 * self.at(layer).kv_size for layer in self.kv_layers)
-        return len(self.kv_layers) * (self.mla.kv_lora + self.mla.rope_dim)
+        return sum(self.space_elements)
+
+    @property
+    def space_elements(self) -> tuple[int, int]:
+        """The same of the layers without a window, and of those with one."""
+        found = [0, 0]
+        for layer in self.kv_layers:
+            own = 2 * self.at(layer).kv_size if self.mla is None else self.mla.kv_lora + self.mla.rope_dim
+            found[self.window_of(layer) > 0] += own
+        return found[0], found[1]
 
     @property
     def state_elements(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from lightllm_mp.actors.supervision.state_machine import EXIT_GAVE_UP
 from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.cli.model_check import check_model
 from lightllm_mp.config import Config
-from lightllm_mp.errors import EngineError, StartupError
+from lightllm_mp.errors import ConfigError, EngineError, StartupError
 from lightllm_mp.facts import Facts
 from lightllm_mp.model_files.default_model import find_model
 
@@ -42,6 +42,10 @@ class EngineThread:
         config = config or Config()
         if model_dir is not None:
             config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, model_dir=model_dir))
+        if config.engine.node_rank:
+            raise ConfigError(
+                "--node-rank is for lightllm-mp serve; an engine in a program is node 0", param="node_rank"
+            )
         set_up_logging("warning" if config.supervisor.log_level == "info" else config.supervisor.log_level)
         self.config = config
         images = config.multimodal.enable_multimodal

@@ -1,4 +1,4 @@
-"""Calls between a marker in front and one behind each, and all of them between two more markers."""
+"""Reads calls that stand between two markers each, and all of them between two more markers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightllm_mp.parsers.text_reader import Parsing, TextReader
 
 
 class SectionMarkers(NamedTuple):
-    """`calls_begin` and `calls_end` may be missing in the text, and `end` too."""
+    """`calls_begin`, `calls_end` and `end` may be missing in the text."""
 
     calls_begin: str
     calls_end: str
@@ -25,8 +25,7 @@ def call_sections(
     call: Callable[[TextReader, DeltaWriter], Parsing[None]],
     by: SectionMarkers,
 ) -> Parsing[None]:
-    """Reads a whole answer; what stands outside of calls is content. `call` reads what stands between `begin` and
-    `end`."""
+    """Reads a whole answer; text outside of calls is content. `call` reads the text between `begin` and `end`."""
     while marker := (yield from reader.until((by.calls_begin, by.begin), writer.content)):
         first = call(reader, writer) if marker == by.begin else _behind(reader, by.begin, call(reader, writer))
         called = yield from attempt(reader, writer, first, marker)

@@ -17,7 +17,7 @@ class DeltaWriter:
     """Deltas of one answer. A call begins when its name and the first character of its arguments are known.
 
     White space around calls, around reasoning, and newlines between reasoning and content are dropped. White space at
-    the end of text waits until it is known what follows.
+    the end of text waits for what follows.
     """
 
     def __init__(self, reader: TextReader, call_ids: Callable[[int], str]) -> None:
@@ -25,11 +25,11 @@ class DeltaWriter:
         self._call_ids = call_ids
         self._deltas: list[Delta] = []
         self._kind: _Text | None = Content
-        """Of `_texts`. None: they are arguments of the last call."""
+        """The kind of `_texts`. None: they are arguments of the last call."""
         self._texts: list[str] = []
         self._spaces: list[str] = []
         self._trim = ""
-        """Characters that are dropped before the next text."""
+        """Characters to drop before the next text."""
         self._said: set[_Text] = set()
         self._calls = 0
         self._name: str | None = None
@@ -37,10 +37,10 @@ class DeltaWriter:
         self._early: list[str] = []
         """Arguments that came before the name."""
         self.begun = False
-        """The client knows of the call under way."""
+        """Whether the client knows the current call."""
 
     def take(self) -> list[Delta]:
-        """The deltas since the last time. Neighbours of one kind are one."""
+        """The deltas since the last call of this method. Neighbours of one kind are joined."""
         self._join()
         deltas, self._deltas = self._deltas, []
         return deltas
@@ -58,11 +58,11 @@ class DeltaWriter:
         self._spaces, self._trim = [], _NEWLINES
 
     def part(self, kind: _Text) -> None:
-        """What comes is a message of its own: an empty line parts it from earlier text of its kind."""
+        """A new message begins: an empty line separates it from earlier text of its kind."""
         self._spaces, self._trim = (["\n\n"] if kind in self._said else []), ""
 
     def name(self, name: str, call_id: str = "") -> None:
-        """The name of the call under way, and its id where the model gives it one. Malformed if the name is empty."""
+        """Sets the current call's name, and its id if the model gives one. Malformed if the name is empty."""
         if not name:
             raise Malformed
         self._name, self._id = name, call_id
@@ -77,7 +77,7 @@ class DeltaWriter:
             self._append(text)
 
     def end_call(self) -> None:
-        """The call is whole. Without arguments it has an empty object. Malformed if it has no name."""
+        """Ends the current call. Without arguments it gets an empty object. Malformed if it has no name."""
         if self._name is None:
             raise Malformed
         if not self.begun:
@@ -85,11 +85,11 @@ class DeltaWriter:
         self.abandon_call()
 
     def abandon_call(self) -> None:
-        """The call under way ends as it is. What has not begun is forgotten."""
+        """Ends the current call as it is. A call that has not begun is forgotten."""
         self._name, self._early, self.begun = None, [], False
 
     def finish(self) -> None:
-        """The text ends. White space at the end of content counts, except after a call."""
+        """Ends the text. White space at the end of content counts, except after a call."""
         if self._kind is Content and self._spaces:
             self._text(Content, "".join(self._spaces))
 
@@ -102,7 +102,7 @@ class DeltaWriter:
             self._deltas.append(ToolCallBegin(self._calls, self._name, call_id))
             self._calls += 1
             self._early, self.begun = [], True
-        self._reader.record()  # what was read is handed on
+        self._reader.record()  # the text that was read is handed on
         self._text(None, text)
 
     def _spaced(self, kind: _Text, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What an answer is made of, piece by piece."""
+"""The pieces of an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Content(Struct, frozen=True, gc=False, tag=True):
 
 
 class Reasoning(Struct, frozen=True, gc=False, tag=True):
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's reasoning before its answer."""
 
     text: str
 

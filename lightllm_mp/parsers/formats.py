@@ -1,4 +1,4 @@
-"""How a model writes tool calls and reasoning, found out from its chat template."""
+"""Detects the format of a model's tool calls and reasoning from its chat template."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CALLS_BY_MARKERS = (
     (("<|python_start|>",), "pythonic"),
     (("[func_name1(",), "pythonic"),
 )
-"""A template that has all these texts belongs to this format; the first one counts."""
+"""A template with all these texts belongs to this format; the first match counts."""
 _REASONING_BY_MARKERS = (
     (("<|channel|>", "<|message|>"), _HARMONY),
     (("[THINK]",), "mistral"),
@@ -55,7 +55,7 @@ _CALLS_BY_FAMILY = {
     "mistral": "mistral_list",
     "mistral3": "mistral_list",
 }
-"""Of models whose template may say nothing of tools."""
+"""Formats of families whose template may not mention tools."""
 
 
 class Formats(Struct, frozen=True, array_like=True):
@@ -73,14 +73,14 @@ class Formats(Struct, frozen=True, array_like=True):
 def detect_formats(template: str, model_type: str) -> Formats:
     """The formats of a model, from the markers in its chat template, else from its family (`model_type`).
 
-    Calls of a model that has no form of its own are expected as "hermes", the most common one.
+    A model without its own format is expected to write "hermes", the most common one.
     """
     calls = _first(_CALLS_BY_MARKERS, template) or _CALLS_BY_FAMILY.get(model_type, "hermes")
     return Formats(calls, _first(_REASONING_BY_MARKERS, template) or (_HARMONY if calls == _HARMONY else None))
 
 
 def marker_tokens(formats: Formats) -> tuple[str, ...]:
-    """The markers of the formats. Where they are special tokens, the parser needs them in the text."""
+    """The markers of the formats. If they are special tokens, the parser needs them in the text."""
     if formats.harmony:
         return HARMONY.markers
     calls = CALL_FORMATS[formats.tool_calls].markers if formats.tool_calls else ()

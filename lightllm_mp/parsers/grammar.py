@@ -23,8 +23,8 @@ def grammar(
 ) -> str:
     """llguidance's Lark of an answer that calls `tools`: once or, with `parallel`, more often.
 
-    `required`: the answer is nothing but calls; else it may be text, or text and calls, and what begins as a call is a
-    valid one. `answer`: the JSON schema of an answer that is not a call.
+    `required`: the answer is calls only; else it may be text, or text and calls, and each call that begins is valid.
+    `answer`: the JSON schema of an answer that is not a call.
     `special_tokens`: the ids of those of `formats.marker_tokens` that are special tokens of the vocabulary.
     The grammar begins behind `formats.reasoning_end`; that of harmony begins with the answer and lets the model think.
     InvalidRequest if the tools' schemas are too large or too deep.

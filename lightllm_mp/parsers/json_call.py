@@ -15,7 +15,7 @@ _KEYS = ("name", "type", "id", *_ARGUMENTS)
 def json_call(reader: TextReader, writer: DeltaWriter, names: Collection[str] | None = None) -> Parsing[None]:
     """Reads one call. Its keys come in any order.
 
-    `names`: the calls that there are, where only the object itself tells a call from other text; it then has no other
+    `names`: the known calls, if only the object itself distinguishes a call from other text; it then has no other
     keys. Malformed if it is no call.
     """
     yield from reader.expect("{")
@@ -55,7 +55,7 @@ def _arguments(reader: TextReader, writer: DeltaWriter, char: str) -> Parsing[No
 
 
 def _object_in_string(reader: TextReader) -> Parsing[str]:
-    """Reads a JSON string that says a JSON object. Returns the object's text."""
+    """Reads a JSON string that contains a JSON object. Returns the object's text."""
     text = yield from decoded_string(reader)
     return read_all(json_object, text.strip())
 
@@ -67,8 +67,8 @@ def _ignore(text: str) -> None:
 def attempt(reader: TextReader, writer: DeltaWriter, call: Parsing[None], read: str = "") -> Parsing[bool]:
     """Lets `call` read one call, `read` of which is read. Returns whether there is a call.
 
-    If there is none, what it has read is content. A call that goes wrong after it began ends there; what was read but
-    not handed on is content, unless the text ends there. The reader stands where it went wrong.
+    If there is none, the text that was read is content. A call that goes wrong after it began ends there; text that was
+    read but not handed on is content, unless the text ends there. The reader stands where the call went wrong.
     """
     reader.record(read)
     try:

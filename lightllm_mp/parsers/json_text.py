@@ -1,4 +1,4 @@
-"""JSON that arrives in pieces: reads one value, checks it, and hands its text on as it arrives."""
+"""Reads and checks one JSON value that arrives in pieces, and hands its text on as it arrives."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def json_value(reader: TextReader, sink: Sink) -> Parsing[None]:
 
 
 def json_string(reader: TextReader, sink: Sink) -> Parsing[None]:
-    """Reads one JSON string. Control characters in it, which models write, are escaped."""
+    """Reads one JSON string. It escapes control characters, which models write."""
     sink((yield from reader.expect('"')))
     while True:
         found = _PLAIN.match(reader.text, reader.at)
@@ -76,7 +76,7 @@ def json_string(reader: TextReader, sink: Sink) -> Parsing[None]:
 
 
 def decoded_string(reader: TextReader) -> Parsing[str]:
-    """Reads one JSON string. Returns what it says, which is valid Unicode."""
+    """Reads one JSON string. Returns its value, which is valid Unicode."""
     pieces: list[str] = []
     yield from json_string(reader, pieces.append)
     text: str = json.loads("".join(pieces))

@@ -1,4 +1,4 @@
-"""Pieces of llguidance's Lark: a grammar from which the model cannot stray."""
+"""Builds grammars in llguidance's Lark."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DEFINITIONS = ("$defs", "definitions")
 class LarkRules:
     """The rules of one grammar.
 
-    `special_tokens`: ids of the special tokens, which no text in a grammar matches. `required`: the answer is nothing
-    but calls; else text may stand before and between them.
+    `special_tokens`: ids of the special tokens, which no text in a grammar matches. `required`: the answer is calls
+    only; else text may stand before and between them.
     """
 
     def __init__(self, special_tokens: Mapping[str, int], *, parallel: bool, required: bool) -> None:
@@ -32,12 +32,12 @@ class LarkRules:
         self._size = 0
 
     def marker(self, marker: str) -> str:
-        """A marker, as the special token that it is in this vocabulary, or as text."""
+        """A marker, as a special token if this vocabulary has it, else as text."""
         token = self._special_tokens.get(marker)
         return literal(marker) if token is None else f"<[{token}]>"
 
     def opening(self, marker: str) -> str:
-        """The marker at which calls begin, with the text before it where there may be text."""
+        """The marker at which calls begin, with the text before it if text is allowed."""
         return self.marker(marker) if self.required else self.until(marker)
 
     def several(self, call: str, between: str) -> str:
@@ -64,7 +64,7 @@ class LarkRules:
         return self._numbered("text", ANY, options=f"[suffix={literal(marker)}]")
 
     def json(self, schema: Mapping[str, Any], *, strict: bool) -> str:
-        """JSON of `schema`, with the white space that templates write, so that a model cannot lose itself in more.
+        """JSON of `schema` with the templates' white space only, so that a model cannot write white space without end.
 
         Without `strict`, keywords that llguidance does not know are skipped, not refused.
         """
@@ -143,7 +143,7 @@ def _properties(tool: Tool) -> list[tuple[str, Mapping[str, Any], bool]]:
 
 
 def _with_definitions(schema: Mapping[str, Any], tool: Tool) -> dict[str, Any]:
-    """`schema` with what its references point at."""
+    """`schema` with its references replaced by their targets."""
     if "$ref" not in json.dumps(schema):
         return dict(schema)
     return {**schema, **{key: value for key, value in (tool.parameters or {}).items() if key in _DEFINITIONS}}

@@ -10,13 +10,13 @@ from lightllm_mp.parsers.tool_calls.harmony import CHANNEL, FINAL, MESSAGE
 
 
 class ReasoningFormat(Struct, frozen=True):
-    """`end`: what the answer itself follows."""
+    """`end`: the answer follows it."""
 
     begin: str
     end: str
 
     def parse(self, reader: TextReader, writer: DeltaWriter, inside: bool) -> Parsing[None]:
-        """Reads the reasoning at the beginning of the answer, if there is any. `inside`: the prompt has begun it."""
+        """Reads reasoning at the beginning of the answer, if there is any. `inside`: the prompt has begun it."""
         spaces: list[str] = []
         yield from reader.spaces(spaces.append)
         begun = yield from reader.starts(self.begin)
@@ -30,7 +30,7 @@ class ReasoningFormat(Struct, frozen=True):
 
 THINK = ReasoningFormat("<think>", "</think>")
 HARMONY_REASONING = ReasoningFormat(f"{CHANNEL}analysis{MESSAGE}", FINAL)
-"""Its parser is that of the whole answer."""
+"""The parser of the whole answer reads it."""
 REASONING_FORMATS: dict[str, ReasoningFormat] = {
     "deepseek_r1": THINK,
     "glm45": THINK,

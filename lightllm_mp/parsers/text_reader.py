@@ -37,7 +37,7 @@ class TextReader:
 
     @property
     def at_end(self) -> bool:
-        """All is read, and no more comes."""
+        """All text is read, and no more comes."""
         return self.ended and self.at == len(self.text)
 
     def feed(self, text: str) -> None:
@@ -45,11 +45,11 @@ class TextReader:
         self.at = 0
 
     def record(self, read: str = "") -> None:
-        """Remember from now on what is read; `read` was read before."""
+        """Records the text that is read from now on; `read` was read before."""
         self._record = [read]
 
     def recorded(self) -> str:
-        """What was read since `record`. Ends the recording."""
+        """The text that was read since `record`. Ends the recording."""
         record, self._record = self._record, None
         return "".join(record or ())
 
@@ -147,7 +147,7 @@ class TextReader:
 
 
 def read_all(read: Callable[[TextReader, Sink], Parsing[None]], text: str) -> str:
-    """What `read` hands on of a whole text. Malformed if it does not read all of it."""
+    """The text that `read` hands on for a whole text. Malformed if it does not read all of it."""
     reader = TextReader()
     reader.feed(text)
     reader.ended = True

@@ -62,7 +62,8 @@ class ServedFront:
 
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
     """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
-    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`);
+    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`; with
+    `--nnodes` its nodes have equal parts of the GPUs, or where it has none as many CPUs each);
     `min_replicas`, `max_replicas`, `target_tokens`, as the flags of these names, with `upscale_delay` and
     `downscale_delay` in seconds (30, 600); `application`, a name for several of them in one cluster. The first key
     of LIGHTLLM_MP_RELAY_KEYS is that of fronts and replicas; without it each call makes one, and fronts of an earlier
@@ -95,16 +96,18 @@ def build_replicas(
     """The replicas alone. `key`: the relay key. `tenants`: number of clients' keys. `given`: arguments of `build_app`.
     Raises ConfigError."""
     given = given or {}
-    on_cpu = config.model.device == "cpu"
-    resources = {
-        "num_cpus": float(given.get("cpus", 1)),
-        "num_gpus": float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)),
-    }
+    on_cpu, nodes = config.model.device == "cpu", config.engine.nnodes
+    cpus = float(given.get("cpus", 1))
+    gpus = float(given.get("gpus", 0 if on_cpu or not has_gpus() else config.engine.tp)) / nodes
+    first = {name: count for name, count in (("CPU", cpus), ("GPU", gpus)) if count}
+    other = {"GPU": gpus} if gpus else first
+    placement = {"placement_group_bundles": [first, *[other] * (nodes - 1)], "placement_group_strategy": "SPREAD"}
     deployment: Any = serve.deployment  # its own annotation has no options
     replica = deployment(LightLLMReplica).options(
         name="replica",
         **_scale(given, config.fleet),
-        ray_actor_options=resources,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        **(placement if nodes > 1 else {}),
         graceful_shutdown_timeout_s=config.supervisor.drain_timeout + HAND_OVER_SECONDS + 5.0,
         health_check_period_s=5.0,
     )

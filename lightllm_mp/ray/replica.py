@@ -16,6 +16,7 @@ from ray import serve
 from lightllm_mp.actors.http.security.keys import ENVIRONMENT, RELAY_ENVIRONMENT
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+from lightllm_mp.ray.remote_node import RemoteNode, free_ports, start_nodes
 from lightllm_mp.replicas.autoscaling import TOKENS
 from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
 from lightllm_mp.replicas.routing import ReplicaRouter
@@ -32,6 +33,9 @@ REPAIR_SECONDS = 300.0
 class LightLLMReplica:
     """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `host`: where its engine listens
     (default: the node's address). `tenants`: number of keys that clients have."""
+
+    NODE: type[RemoteNode] = RemoteNode
+    """The actor of each other node."""
 
     def __init__(self, config: bytes, key: str, application: str, host: str | None = None, tenants: int = 1) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
@@ -54,7 +58,12 @@ class LightLLMReplica:
         os.environ[ENVIRONMENT] = ",".join(secrets.token_hex(32) for _ in range(max(1, tenants)))
         self._name = serve.get_replica_context().replica_id.unique_id
         supervisor = replace(given.supervisor, drain_delay=0.0)
-        self._server = Server(replace(given, http=http, supervisor=supervisor, fleet=FleetConfig()))
+        own = replace(given, http=http, supervisor=supervisor, fleet=FleetConfig())
+        if (nodes := own.engine.nnodes) > 1:
+            ports = free_ports(address, nodes)
+            own = replace(own, engine=replace(own.engine, nccl_host=address, nccl_port=ports))
+            self._nodes = start_nodes(own, key, self.NODE)
+        self._server = Server(own)
         self._server.wait_ready(START_SECONDS)
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None

@@ -29,6 +29,10 @@ class Counters:
     prefix_hit_tokens: int = 0
     """Tokens that the prefix tree had."""
     evicted_tokens: int = 0
+    draft_tokens: int = 0
+    """Tokens that were drafted, and computed to see whether they come true."""
+    accepted_tokens: int = 0
+    """Draft tokens that came true."""
     invalid_logits: int = 0
     """Sequences that failed because their logits were not finite."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightllm_mp.errors import InvalidGuide, InvalidLogits
 from lightllm_mp.messages import Close, ErrorInfo, Rejected, StepDone, Wire
@@ -16,18 +17,23 @@ DEAD_END = ErrorInfo.of(
 )
 
 
+def check_columns(flight: InFlightStep, answer: StepDone, width: int) -> None:
+    """RuntimeError when the answer's columns do not match the step. `width`: numbers of a row."""
+    sampled, pooled = int(flight.sampled.sum()), int(flight.pooled.sum())
+    ids, numbers = len(answer.ids) // 4, len(answer.pooled) // 4
+    if not ids == len(answer.logprobs) // 4 == sampled:
+        raise RuntimeError(f"step {answer.step} has {ids} ids for {sampled} sequences")
+    if numbers != pooled * width:
+        raise RuntimeError(f"step {answer.step} has {numbers} numbers for {pooled} sequences of {width}")
+
+
 def failed_sequences(
-    rows: Rows, flight: InFlightStep, answer: StepDone, width: int
+    rows: Rows, flight: InFlightStep, kept: NDArray[np.bool_], answer: StepDone, width: int
 ) -> list[tuple[Sequence, ErrorInfo]]:
-    """The running sequences of the step of which a logprob or the row of numbers is not finite, with the reason.
-    RuntimeError when the answer's columns do not match the step."""
+    """The running sequences of the step of which a logprob or the row of numbers is not finite, with the reason;
+    `kept` says which entries count."""
     sampled, pooled = np.flatnonzero(flight.sampled), np.flatnonzero(flight.pooled)
     logprobs, numbers = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.pooled, "<f4")
-    ids = len(answer.ids) // 4
-    if not ids == len(logprobs) == len(sampled):
-        raise RuntimeError(f"step {answer.step} has {ids} ids for {len(sampled)} sequences")
-    if len(numbers) != len(pooled) * width:
-        raise RuntimeError(f"step {answer.step} has {len(numbers)} numbers for {len(pooled)} sequences of {width}")
     lost = ~np.isfinite(numbers.reshape(len(pooled), width)).all(1)
     ended = np.isneginf(logprobs)
     broken = dict.fromkeys(sampled[ended].tolist(), DEAD_END)
@@ -39,7 +45,7 @@ def failed_sequences(
     found = []
     for index, error in broken.items():
         row = flight.rows[index]
-        sequence = rows.sequences[row] if rows.life[row] == flight.lives[index] else None
+        sequence = rows.sequences[row] if kept[index] and rows.life[row] == flight.lives[index] else None
         if sequence is not None:
             found.append((sequence, error))
     return found

@@ -82,6 +82,7 @@ class KvMemory:
     def _share(self, sequence: Sequence, found: Found) -> list[Ints]:
         for space, (_, node) in zip(self.spaces, found, strict=True):
             space.tree.lock(node)
+            space.tree.ends(node)
         self.let_go(sequence)
         sequence.nodes, sequence.tree_version = tuple(node for _, node in found), self._version
         return [slots for slots, _ in found]
@@ -101,7 +102,7 @@ class KvMemory:
             sequence = rows.sequences[row]
             assert sequence is not None
             if sequence.cached:
-                start, end = self.publish(sequence)
+                start, end = self._publish(sequence)
                 if start < end:
                     yield row, int(rows.life[row]), start, end
             if behind[row] - rows.first[space.number, row] >= self._grain + SURE_SLOTS:
@@ -145,8 +146,14 @@ class KvMemory:
         sequence.nodes = ()
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
-        """Give the computed positions of a running sequence to the trees. Where a tree already has the same prefix, the
-        sequence switches to the tree's slots; returns the start and end of those positions."""
+        """Give the computed positions of a running sequence, its whole prompt, to the trees. Where a tree already has
+        the same prefix, the sequence switches to the tree's slots; returns the start and end of those positions."""
+        moved = self._publish(sequence)
+        for space, node in zip(self.spaces, sequence.nodes, strict=True):
+            space.tree.ends(node)
+        return moved
+
+    def _publish(self, sequence: Sequence) -> tuple[int, int]:
         row, rows = sequence.row, self._rows
         start, end = int(rows.treed[row]), int(rows.confirmed[row])
         end = self._sharable(sequence, rows.ids[row, :end])
@@ -177,6 +184,13 @@ class KvMemory:
         rows.start_from(row, slots)
         return start, known
 
+    def take_back(self, row: int, count: int) -> None:
+        """Free the slots of the last `count` planned positions of a row: they are planned no longer."""
+        end = int(self._rows.planned[row])
+        for space in self.spaces:
+            space.give_back(row, end - count, end)
+        self._rows.planned[row] = end - count
+
     def release(self, sequence: Sequence) -> None:
         """Take all slots from a running sequence; if it is `cached`, the trees get the computed positions."""
         row, rows = sequence.row, self._rows
@@ -184,7 +198,8 @@ class KvMemory:
         end = self._sharable(sequence, rows.ids[row, :confirmed]) if sequence.cached and confirmed > treed else treed
         for space in self.spaces:
             if end > treed:
-                space.insert(sequence, end)
+                node, _ = space.insert(sequence, end)
+                space.tree.ends(node)
             space.give_back(row, max(end, int(rows.owned[space.number, row])), planned)
         self.states.keep(sequence, end)
         self.states.drop(sequence)

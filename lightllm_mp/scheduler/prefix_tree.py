@@ -5,8 +5,9 @@ the node whose slots it reads, and with it the path to the root. Nodes without a
 least recently used leaf first. The tree owns the slots of its nodes and nothing else: it never allocates, and eviction
 returns slots to the caller. Use stamps count tree operations, so runs are repeatable.
 
-Where every layer of the model has a window, a prefix is of use while the tree has the slots of its last `tail` ids. A
-lock holds these alone, and eviction takes slots in front of them, too: it leaves a hollow node, ids without slots.
+In layers with a window, a prefix is of use while the tree has the slots of its last `tail` ids. A lock holds these
+alone, and eviction takes slots in front of them, too: it leaves a hollow node, ids without slots. First it takes those
+that no prefix has ended with (`PrefixTree.ends`), or one long prompt would cost all others their last slots.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NO_NAMESPACE: Namespace = (0, b"")
 class PrefixNode:
     """`ids` and `slots` are int32 of equal length, empty in a root; in a hollow node all slots are HOLLOW."""
 
-    __slots__ = ("checkpoint", "children", "ids", "last_use", "locks", "parent", "queued", "slots", "start")
+    __slots__ = ("checkpoint", "children", "end_use", "ids", "last_use", "locks", "parent", "queued", "slots", "start")
 
     def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
@@ -42,6 +43,8 @@ class PrefixNode:
         """Number of the copy of the recurrent state after the last id (recurrent_states.py); -1: there is none."""
         self.locks = 0
         self.last_use = 0
+        self.end_use = 0
+        """When a prefix last ended with these slots; 0: none has."""
         self.queued = False
         """The node is in the queue of eviction candidates."""
 
@@ -65,16 +68,16 @@ class PrefixNode:
 
 
 class LruLeaves:
-    """Finds the least recently used leaf without a walk over the tree. `inner`: of all nodes that `can_be_hollow`, and
-    of equally old ones the one nearest to the root, for what goes on from the end does not need it.
+    """Finds the least recently used leaf without a walk over the tree. `inner`: of all nodes that `can_be_hollow`, by
+    `end_use`, and of equally old ones the one nearest to the root, for what goes on from the end does not need it.
 
     A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is noticed only when
     it comes up. So a use costs nothing, and finding the oldest leaf takes O(log n) on average.
-    Each evictable leaf is in the heap once (`PrefixNode.queued`), with a stamp not above its last use.
+    Each evictable leaf is in the heap once (`PrefixNode.queued`), with a key not above its present one.
     """
 
     def __init__(self, *, inner: bool = False) -> None:
-        self._heap: list[tuple[int, int, int, PrefixNode]] = []
+        self._heap: list[tuple[tuple[int, int, int], int, PrefixNode]] = []
         self._order = count()
         self._inner = inner
 
@@ -86,20 +89,20 @@ class LruLeaves:
         """Queue a changed `node` if it is evictable and not yet queued."""
         if self.takes(node) and not node.queued:
             node.queued = True
-            heapq.heappush(self._heap, self._entry(node))
+            heapq.heappush(self._heap, (self._key(node), next(self._order), node))
 
-    def _entry(self, node: PrefixNode) -> tuple[int, int, int, PrefixNode]:
-        return node.last_use, node.start if self._inner else 0, next(self._order), node
+    def _key(self, node: PrefixNode) -> tuple[int, int, int]:
+        return (node.end_use, node.last_use, node.start) if self._inner else (node.last_use, 0, 0)
 
     def oldest(self) -> PrefixNode | None:
         """The least recently used evictable leaf, or None. It stays in the queue."""
         while self._heap:
-            stamp, start, _, node = self._heap[0]
+            key, _, node = self._heap[0]
             if not self.takes(node):
                 heapq.heappop(self._heap)
                 node.queued = False
-            elif node.last_use != stamp or (self._inner and node.start != start):
-                heapq.heapreplace(self._heap, self._entry(node))
+            elif (now := self._key(node)) != key:
+                heapq.heapreplace(self._heap, (now, next(self._order), node))
             else:
                 return node
         return None
@@ -149,6 +152,8 @@ class PrefixTree:
         node, found = self._descend(ids, namespace)
         known = sum(map(len, found))
         if known < len(ids):
+            if node.children:
+                self.ends(node)  # what differs only later ends here, too
             node = self._grow(node, ids[known:].copy(), slots[known:].copy())
         return node, known
 
@@ -195,9 +200,19 @@ class PrefixTree:
                 self.evictable += len(part.slots)
                 self._leaves.offer(part)
 
+    def ends(self, node: PrefixNode) -> None:
+        """A prefix ends with `node`, and others may go on from there: keep its last slots rather than others, and one
+        more, because the same prompt again goes on from before its last id."""
+        if self._tail is not None:
+            for part in self._last(node, self._tail + 1):
+                part.end_use = self._clock
+
     def needed(self, node: PrefixNode) -> Iterator[PrefixNode]:
         """The nodes whose slots a lock on `node` holds, from the end on; the first one may be split for it."""
-        left = self._tail
+        return self._last(node, self._tail)
+
+    def _last(self, node: PrefixNode, left: int | None) -> Iterator[PrefixNode]:
+        """The nodes of the last `left` ids (None: of all) of the prefix that ends with `node`."""
         for part in _path(node):
             if left is not None and left <= 0:
                 return
@@ -247,7 +262,7 @@ class PrefixTree:
     def _split(self, node: PrefixNode, at: int) -> PrefixNode:
         """Cut `node` in two and return the upper part. `node` becomes the lower part: locks refer to their end."""
         upper = PrefixNode(node.ids[:at].copy(), node.slots[:at].copy(), node.parent)
-        upper.locks, upper.last_use = node.locks, node.last_use
+        upper.locks, upper.last_use, upper.end_use = node.locks, node.last_use, node.end_use
         self.size += 1
         assert node.parent is not None
         node.parent.children[int(upper.ids[0])] = upper

@@ -60,6 +60,10 @@ class Rows:
         self.guided = np.zeros(n, np.bool_)
         self.held = np.zeros(n, np.bool_)
         """Decodes no further until its steps in flight are answered."""
+        self.drafts = np.zeros(n, np.bool_)
+        """May be given draft tokens."""
+        self.drafted = np.zeros(n, np.int64)
+        """Draft tokens among the planned positions, their last ones. Until they are answered it decodes no further."""
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))
@@ -83,6 +87,7 @@ class Rows:
         self.limit[row] = sequence.limit
         self.tenant[row], self.pooled[row] = sequence.tenant, sequence.pooled
         self.guided[row] = sequence.guided
+        self.drafts[row] = sequence.terms.speculate and not sequence.guided
         # A constrained answer gets an end-of-sequence id only where it has to end.
         self.heeds_eos[row] = sequence.guided or not sequence.sampling.ignore_eos
         self.has_stop_ids[row], self.stop_ids[row] = bool(sequence.stop_ids), sequence.stop_ids
@@ -107,6 +112,7 @@ class Rows:
         row, sequence.row = sequence.row, -1
         self.sequences[row] = None
         self.held[row] = False
+        self.drafted[row] = 0
         self.life[row] = self.limit[row] = self.planned[row] = self.target[row] = 0
         heapq.heappush(self._free, row)
 
@@ -126,7 +132,8 @@ class Rows:
 
     def decoding(self) -> np.ndarray:
         """int64 [n] rows past their prefill with a token left to compute."""
-        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1) & ~self.held)
+        waits = self.held | (self.drafted > 0)
+        return np.flatnonzero((self.planned >= self.target) & (self.planned < self.limit - 1) & ~waits)
 
     def known(self, row: int) -> int:
         """How many of the row's ids have been confirmed."""

@@ -3,11 +3,11 @@
 The router calls `plan` for the next step's bytes and `done` with its answer; with run-ahead it calls `plan` again
 before `done`. The scheduler has one thread and reads no clock: the same calls give the same plans.
 
-A plan gives every decoding sequence one token and shares the rest of its tokens between prompts. admission.py decides
-which sequence may start and how prompts share a step. When slots run out, the scheduler evicts cached prefixes; when
-that is not enough, it preempts the youngest sequence of the lowest priority of the tenant that has been served most;
-its tokens stay in the prefix tree until their slots are needed. After a preemption no sequence starts before another
-has ended.
+A plan gives every decoding sequence one token, perhaps with draft tokens behind it (speculation/), and shares the rest
+of its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots
+run out, the scheduler evicts cached prefixes; when that is not enough, it preempts the youngest sequence of the lowest
+priority of the tenant that has been served most; its tokens stay in the prefix tree until their slots are needed. After
+a preemption no sequence starts before another has ended.
 The queue serves the tenant that has been served least (wait_queue.py), and each tenant's sequences by priority, then
 earliest deadline, then arrival. A sequence past its deadline does not begin; the front tells its client and aborts it.
 """
@@ -39,13 +39,14 @@ from lightllm_mp.scheduler.counters import Counters
 from lightllm_mp.scheduler.finish_reasons import taken_tokens
 from lightllm_mp.scheduler.inspection import scheduler_state
 from lightllm_mp.scheduler.integrity import check, check_leases, check_queues
-from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, failed_sequences, failure
+from lightllm_mp.scheduler.invalid_logits import NOT_FINITE, check_columns, failed_sequences, failure
 from lightllm_mp.scheduler.jumps import Jumps
 from lightllm_mp.scheduler.kv_memory import KvMemory
 from lightllm_mp.scheduler.prompt_chunks import PromptChunks
 from lightllm_mp.scheduler.prompt_images import Leases
 from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence, sequences_of
+from lightllm_mp.scheduler.speculation.drafts import Drafts
 from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
 from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
 
@@ -70,6 +71,7 @@ class Scheduler:
         self._moved: list[tuple[int, int, int, int]] = []
         """(row, life, start, end): positions whose slots the worker does not know yet."""
         self._chunks = PromptChunks(limits, self._rows, self._kv, self._moved)
+        self._drafts = Drafts(limits, self._rows, self._kv, self._counters)
         self._held = False
         """A sequence was preempted and none has ended since."""
         self._arrivals = 0
@@ -133,7 +135,8 @@ class Scheduler:
         if decoding is None:
             return None
         self._admit(now)
-        chunks = self._chunks.take(self._prefilling, self.limits.step_tokens - len(decoding))
+        drafted = int(self._rows.drafted[decoding].sum())
+        chunks = self._chunks.take(self._prefilling, self.limits.step_tokens - len(decoding) - drafted)
         while not (chunks or len(decoding) or self._flights) and len(self._prefilling):
             self._preempt(self._youngest())
             chunks = self._chunks.take(self._prefilling, self.limits.step_tokens)
@@ -148,8 +151,10 @@ class Scheduler:
             raise RuntimeError(f"answer to step {answer.step}, expected {flight and flight.step}")
         self._give_back(self._leases.answered(answer.step))
         rows = self._rows
-        self._fail(flight, answer)
-        alive = rows.life[flight.rows] == flight.lives
+        check_columns(flight, answer, self._width)
+        kept = self._drafts.verify(flight, answer)
+        self._fail(flight, kept, answer)
+        alive = kept & (rows.life[flight.rows] == flight.lives)
         taken, ends = flight.rows[alive], flight.ends[alive]
         rows.confirmed[taken] = np.maximum(rows.confirmed[taken], ends)
         for index, logprobs, top_ids, top_logprobs in answer.prompt:
@@ -179,9 +184,10 @@ class Scheduler:
     # --- composing a step ---------------------------------------------------------------------------------------------
 
     def _decode(self) -> np.ndarray | None:
-        """Give every decoding row a slot for its next token. Returns the rows, or None to wait for a step in flight."""
+        """Give every decoding row slots for its next token and its draft. Returns the rows, or None to wait for a step
+        in flight."""
         rows = self._rows
-        decoding = rows.decoding()
+        decoding = self._drafts.ready(rows.decoding(), beside_prompts=len(self._prefilling) > 0)
         while (slots := self._kv.take(len(decoding))) is None:
             if self._flights:
                 return None
@@ -189,6 +195,7 @@ class Scheduler:
             decoding = rows.decoding()
         rows.slots[:, decoding, rows.planned[decoding]] = slots
         rows.planned[decoding] += 1
+        self._drafts.place(decoding)
         self._shares.produces(rows.tenant[decoding])
         return decoding
 
@@ -253,15 +260,15 @@ class Scheduler:
             if planned == rows.target[sequence.row]:
                 self._prefilling.remove(sequence)
         self._counters.decode_tokens += flight.decodes
-        self._counters.step_rows += len(flight.rows)
+        self._counters.step_rows += len(flight.rows) - flight.drafts
         return plan
 
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
-    def _fail(self, flight: InFlightStep, answer: StepDone) -> None:
+    def _fail(self, flight: InFlightStep, kept: np.ndarray, answer: StepDone) -> None:
         """End the sequences that got no id. If their logits are not finite, their KV may be wrong too: the tree gets
         none of it."""
-        for sequence, error in failed_sequences(self._rows, flight, answer, self._width):
+        for sequence, error in failed_sequences(self._rows, flight, kept, answer, self._width):
             if error is NOT_FINITE:
                 sequence.cached = False
                 if self.limits.window:  # the tree has some of its positions already
@@ -293,6 +300,8 @@ class Scheduler:
             return
         self._events += produced.events
         self._counters.generation_tokens += len(produced.rows)
+        if flight.drafts:  # tokens beyond those that the plan charged
+            self._shares.produces(self._rows.tenant[produced.rows[1:][produced.rows[1:] == produced.rows[:-1]]])
         for index in np.flatnonzero(produced.finish):
             sequence = self._rows.sequences[produced.rows[index]]
             assert sequence is not None

@@ -17,6 +17,7 @@ from lightllm_mp.scheduler.output_lengths import SAMPLES
 from lightllm_mp.scheduler.prefix_tree import PrefixNode
 from lightllm_mp.scheduler.prompt_images import PromptImages, prompt_images
 from lightllm_mp.scheduler.prompt_logprobs import OwedLogprobs
+from lightllm_mp.scheduler.speculation.ngram_index import NgramIndex
 
 TAIL = 16
 """How many of the last prompt ids the detokenizer gets as context."""
@@ -77,6 +78,8 @@ class Sequence:
     rope_class: int = 0
     """Rotary length class of the prompt; a sequence that resumes with more ids keeps it."""
     images: PromptImages | None = None
+    index: NgramIndex | None = None
+    """Of its ids, since it was first worth a draft."""
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
     cache_owner: bytes = b""

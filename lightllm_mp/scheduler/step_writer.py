@@ -17,8 +17,8 @@ from lightllm_mp.scheduler.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class InFlightStep:
-    """A plan that has been given out and not yet answered. Arrays have one entry per sequence, in plan order; the first
-    `decodes` are decode tokens."""
+    """A plan that has been given out and not yet answered. Arrays have an entry per sequence of the plan, in order. The
+    first `decodes` are decode tokens; a row with draft tokens has an entry for each of its tokens, side by side."""
 
     step: int
     rows: NDArray[np.int64]
@@ -29,6 +29,10 @@ class InFlightStep:
     sampled: NDArray[np.bool_]
     """Sequences whose next id the answer holds."""
     decodes: int
+    drafts: int
+    """Draft tokens."""
+    tokens: int
+    """Tokens of the step."""
     pooled: NDArray[np.bool_]
     """Sequences whose row of numbers the answer holds."""
 
@@ -50,25 +54,49 @@ def write_step(
     decoding: np.ndarray,
     chunks: Mapping[Sequence, int],
 ) -> tuple[bytes, InFlightStep]:
-    """Rows `decoding` compute their last planned position, the sequences of `chunks` their planned positions from the
-    given start on. `moved`: (row, start, end) of positions whose slots have changed. Updates `Sequence.uploaded`."""
+    """Rows `decoding` compute their last planned position and those of their draft, the sequences of `chunks` their
+    planned positions from the given start on. `moved`: (row, start, end) of positions whose slots have changed. Updates
+    `Sequence.uploaded`."""
     builder = PlanBuilder(step)
     for row, start, end in moved:
         builder.write_slots(row, start, rows.slots[:, row, start:end])
+    lines, positions = _lines(rows, decoding)
     if len(decoding):
-        positions = rows.planned[decoding] - 1
-        builder.write_slot_each(decoding, positions, rows.slots[:, decoding, positions])
-        builder.add_each(decoding, positions)
+        builder.write_slot_each(lines, positions, rows.slots[:, lines, positions])
+        builder.add_each(lines, positions)
+    for row in decoding[rows.drafted[decoding] > 0].tolist():
+        start = int(rows.planned[row] - rows.drafted[row])
+        builder.write_ids(row, start, rows.ids[row, start : rows.planned[row]])
     ordered = sorted(chunks, key=lambda sequence: _place(rows, sequence, chunks[sequence]))
     for sequence in ordered:
         _write_chunk(builder, rows, sequence, chunks[sequence])
-    taken = np.append(decoding, np.array([sequence.row for sequence in ordered], np.int64))
+    chunked = np.array([sequence.row for sequence in ordered], np.int64)
     states.write(builder, decoding, chunks)
-    ends, pooled = rows.planned[taken], rows.pooled[taken]
-    whole = ends >= rows.target[taken]
+    taken, ends = np.append(lines, chunked), np.append(positions + 1, rows.planned[chunked])
+    pooled, whole = rows.pooled[taken], ends >= rows.target[taken]
+    tokens = len(lines) + int(rows.planned[chunked].sum()) - sum(chunks.values())
     return builder.pack(), InFlightStep(
-        step, taken, rows.life[taken], ends, whole & ~pooled, len(decoding), whole & pooled
+        step=step,
+        rows=taken,
+        lives=rows.life[taken],
+        ends=ends,
+        sampled=whole & ~pooled,
+        decodes=len(lines),
+        drafts=len(lines) - len(decoding),
+        tokens=tokens,
+        pooled=whole & pooled,
     )
+
+
+def _lines(rows: Rows, decoding: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The row and the position of each token that decoding rows compute."""
+    drafted = rows.drafted[decoding]
+    if not drafted.any():
+        return decoding, rows.planned[decoding] - 1
+    counts = 1 + drafted
+    before = rows.planned[decoding] - np.cumsum(counts)
+    lines = decoding.repeat(counts)
+    return lines, np.arange(len(lines)) + before.repeat(counts)
 
 
 def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:

@@ -104,7 +104,7 @@ def _from_tokenizer_json(path: Path) -> Backend:
 
 
 def _checked_json(data: bytes) -> bytes:
-    """The same tokenizer.json, whose character maps are as long as they say. ValueError.
+    """Checks that the character maps of a tokenizer.json have their declared length, and returns it. Raises ValueError.
 
     Each key of it, and of its normalizer, occurs once: the library would read them all, the check only the last one.
     """

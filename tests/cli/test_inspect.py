@@ -15,6 +15,9 @@ from lightllm_mp.cli import main
 from lightllm_mp.cli.inspect import command, report
 from lightllm_mp.cli.inspect.machine import Machine
 from lightllm_mp.cli.inspect.report import ModelReport, inspect
+from lightllm_mp.config import RUN_AHEAD, STEP_TOKENS, EngineConfig
+from lightllm_mp.engine.kv_sizing import plan_memory
+from lightllm_mp.engine.window_sizing import windowed_limits
 from lightllm_mp.errors import ConfigError, ModelError
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.decoder.kv_pool import KVPool
@@ -66,6 +69,24 @@ def test_tokens_that_fit() -> None:
     assert 0.8 * (10 << 20) < report.kv_tokens * report.kv_bytes_per_token + report.weight_bytes < 10 << 20
     small = inspect(GOLDENS / "llama", machine=Machine("A GPU", report.weight_bytes, is_gpu=True))
     assert small.problems == ["the weights leave no memory for a request"]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"])
+def test_layers_with_windows_take_their_part(name: str) -> None:
+    machine = Machine("A GPU", 40 << 20, is_gpu=True)
+    report = inspect(GOLDENS / name, machine=machine, data_type="float32")
+    spec = read_model_config(GOLDENS / name)
+    found = plan_memory(
+        spec,
+        torch.float32,
+        EngineConfig(),
+        machine.kv_room(report.weight_bytes, 0.93),
+        limits=windowed_limits(spec, STEP_TOKENS["cuda"], RUN_AHEAD["cuda"]),
+    )
+    assert (report.kv_tokens, report.window_tokens) == (found.kv_tokens, found.window_tokens)
+    assert (report.window_tokens > 0) == (name == "gemma3"), "contexts of gpt_oss are as short as a chunk and a window"
+    told = f", {report.window_tokens:,} in windows" if report.window_tokens else ""
+    assert f"KV tokens   about {report.kv_tokens:,} fit{told}\n" in command.described(report)
 
 
 def test_states_take_their_part() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightllm_mp.text.tokenizer import load_tokenizer
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.demo_vlm.tiny_language import write_tiny_language
 from tools.demo_vlm.answers import Answers, answers, right

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from lightllm_mp import Config, Server, launch
+from lightllm_mp import Config, Engine, Server, launch
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT
+from lightllm_mp.actors.node import node_key
 from lightllm_mp.config import EngineConfig, HttpConfig, ModelConfig, MultimodalConfig, SupervisorConfig
+from lightllm_mp.errors import ConfigError
 from tests.end_to_end.image_served import golden_body, ids, prompts
 from tests.end_to_end.served import START, post, stream
 from tests.end_to_end.test_served_model import children
@@ -51,8 +53,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Config:
 def elsewhere(config: Config, folder: Path) -> Config:
     """What the other machine is started with; its copy of the model is in another place."""
     found = shutil.copytree(GOLDENS / FOLDER, folder / "copy", dirs_exist_ok=True)
-    model = replace(config.model, model_dir=str(found))
-    return replace(config, model=model, engine=replace(config.engine, node_rank=1))
+    return replace(ranked(config), model=replace(config.model, model_dir=str(found)))
+
+
+def ranked(config: Config) -> Config:
+    return replace(config, engine=replace(config.engine, node_rank=1))
 
 
 def golden_answers(server: Server) -> None:
@@ -87,3 +92,11 @@ def test_answers_of_two_nodes_through_the_death_of_one(settings: Config, tmp_pat
             assert server.drain(START) == 0
             assert agent.drain(START) == 0
     assert set(os.listdir("/dev/shm")) == before
+
+
+def test_what_cannot_be_the_first_node(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="an engine in a program is node 0"):
+        Engine(ranked(settings))
+    monkeypatch.delenv(RELAY_ENVIRONMENT)
+    with pytest.raises(ConfigError, match="--nnodes needs a secret that all nodes have in LIGHTLLM_MP_RELAY_KEYS"):
+        node_key(os.environ)

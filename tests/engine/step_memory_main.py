@@ -1,5 +1,5 @@
-"""Prints, for each case as JSON, what the worst steps really take at most and what `step_bytes` says: each in a forked
-child, so that no case finds memory that another one has left."""
+"""Prints for each case, as JSON, the measured peak of the worst steps and the bound of `step_bytes`. Each case runs in
+a forked child, so that it finds no memory that another one has left."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def measured(
     made = Executor(model, kv_tokens=4 * context, rows=rows, max_context=context, step_tokens=step_tokens)
     made.warm_up()
     if made.kv.states is not None:
-        made.kv.states.recurrent.fill_(0.0)  # now resident, before the peak is measured
+        made.kv.states.recurrent.fill_(0.0)  # make it resident before the peak is measured
         made.kv.states.conv.fill_(0.0)
     engine = EngineConfig(running_max_req_size=rows)
     sizes = {"rows": rows, "max_context": context, "step_tokens": step_tokens}
     plans = [*warm_up_plans(**sizes, kv_tokens=rows * context, spare_slots=made.kv.spare_slots)]
     plans += [prompt_logprobs(made), all_hot(made)]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    Path("/proc/self/clear_refs").write_text("5")  # set the peak to the present size
     before = resident()
     for plan in plans:
         made.run(plan)
@@ -66,7 +66,7 @@ def measured(
 
 
 def prompt_logprobs(made: Executor) -> bytes:
-    """A step of a long prompt whose every token's alternatives are asked for."""
+    """A step of a long prompt that asks for the alternatives of every token."""
     count = min(made.step_tokens, made.max_context)
     builder = PlanBuilder(9)
     builder.setup(0, made.max_context, Sampling(seed=1, prompt_logprobs=20))
@@ -75,8 +75,8 @@ def prompt_logprobs(made: Executor) -> bytes:
 
 
 def all_hot(made: Executor) -> bytes:
-    """A decode step in which nearly every row has penalties and is sorted whole, for no candidate list reaches its
-    mass; one row is greedy and one has noise alone, so that the others are copied out."""
+    """A decode step in which nearly every row has penalties and is sorted whole, since no candidate list reaches its
+    mass. One row is greedy and one has only noise, so that the others are copied out."""
     hot = msgspec.structs.replace(EVERYTHING, temperature=1e4, top_k=0, top_p=0.999, min_p=0.0)
     rules = [Sampling(seed=1), Sampling(seed=1, temperature=1.0), *[hot] * (made.rows - 2)]
     builder, last = PlanBuilder(10), made.max_context - 1

@@ -1,4 +1,4 @@
-"""From a configuration to an engine: what is found out, and what a replaced process must repeat."""
+"""Building an engine: the facts that it finds, and those that a replaced process must repeat."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_given_end_ids_add_to_those_of_the_checkpoint() -> None:
 
 
 def test_a_replaced_process_offers_as_much_as_its_predecessor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when less memory is free at that moment than when the first one measured it."""
+    """Also if less memory is free than at the first process's measurement."""
     monkeypatch.setattr(build, "kv_budget", lambda device, fraction, **beside: 100_000)
     with pytest.raises(ConfigError, match="max-total-token-num"):
         build.build_engine(described(GOLDEN), ModelConfig(device="cpu"), EngineConfig(max_total_token_num=3000))

@@ -1,4 +1,4 @@
-"""Steps as a GPU carries them out, here with interpreted kernels: the same answers as the plain way."""
+"""Steps as on a GPU, here with interpreted kernels, give the same answers as plain torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPTS = [[5, 9, 1, 30], list(range(20)), [3], [8, 8, 8, 2, 2, 11, 39]]
 
 
 class CapturedInName:
-    """Stands for CUDA graphs: what would be captured is run."""
+    """Stands for CUDA graphs: it runs what they would capture."""
 
     def __init__(self, work, most: int) -> None:
         self.work, self.replayed = work, []
@@ -51,7 +51,7 @@ def driver(monkeypatch) -> Driver:
 
 def made() -> Driver:
     executor = Executor(TinyModel(), kv_tokens=300, rows=6, max_context=64, step_tokens=48)
-    executor.kv.data[:, :, :300].fill_(float("nan"))  # whatever was not written must not be read
+    executor.kv.data[:, :, :300].fill_(float("nan"))  # memory that was not written must not be read
     return Driver(executor, 300)
 
 
@@ -71,6 +71,30 @@ def run(driver: Driver) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "drawn"])
+def test_several_tokens_of_a_row_in_one_step(driver: Driver, graphs: bool, sampling: Sampling) -> None:
+    """As with drafts: what follows each of them is what follows it in a step of its own."""
+    steps = driver.executor._steps
+    assert isinstance(steps, CudaSteps)
+    if graphs:
+        steps._graphs = CapturedInName(steps._decode, 6)
+        steps.capture()
+    alone = Running(1, PROMPTS[0], sampling)
+    driver.generate(alone, 5)
+    other = Running(3, PROMPTS[0], sampling)
+    driver.generate(other, 1)
+    builder, start = PlanBuilder(driver.step_number), len(other.prompt)
+    draft = [*alone.produced[1:3], (alone.produced[3] + 1) % 40]
+    builder.write_ids(3, start + 1, np.array(draft))
+    builder.write_slots(3, start, np.array([driver.free.pop() for _ in range(4)]))
+    builder.add_each(np.full(4, 3), np.arange(start, start + 4))
+    ids = np.frombuffer(driver.executor.run(builder.pack()).ids, "<i4").tolist()
+    assert ids[:3] == alone.produced[1:4]
+    if graphs:
+        assert steps._graphs.replayed[-1] == 4
+
+
+@pytest.mark.parametrize("graphs", [False, True])
 def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) -> None:
     steps = driver.executor._steps
     assert isinstance(steps, CudaSteps)
@@ -84,7 +108,7 @@ def test_the_same_ids_as_on_the_host(driver: Driver, monkeypatch, graphs: bool) 
 
 
 def test_prompt_logprobs_beside_others(driver: Driver, monkeypatch) -> None:
-    """Every line is wanted in some steps, the last ones alone in others; not every sequence is sampled."""
+    """Some steps need every row, others only the last ones; not every sequence is sampled."""
     monkeypatch.setattr(executor_module, "_steps", lambda device: TorchSteps)
     found = []
     for each in (driver, made()):
@@ -125,7 +149,7 @@ def test_after_a_reset_nothing_is_left(driver: Driver) -> None:
 
 
 def test_kernels_get_aligned_addresses(driver: Driver) -> None:
-    """Those that are not make every launch of a step go Triton's slow way."""
+    """Unaligned ones send every launch of a step through Triton's slow path."""
     seen, forward = [], driver.executor.model.forward
 
     def watched(ids, batch, kv, images=(), ends_only=False):
@@ -167,6 +191,7 @@ def test_layers_with_windows_have_slots_of_their_own(monkeypatch, graphs: bool) 
     """Few of them: prompts twice, chunked, with a step in flight. Padding goes to a spare slot in both spaces."""
     monkeypatch.setattr(executor_module, "_steps", lambda device: CudaSteps)
     run = Run("gemma3", 1, step_tokens=23, window=24, window_tokens=100)
+    assert all(table.data_ptr() % 16 == 0 for table in run.executor.tables.slot_tables)
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 4)
     for turn in (1, 2):

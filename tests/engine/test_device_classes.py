@@ -1,4 +1,4 @@
-"""Length classes and embeddings in steps as a GPU carries them out, here with interpreted kernels."""
+"""Length classes and embeddings in steps as on a GPU, here with interpreted kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.engine import cuda_steps, executor
 
 
 class CapturedInName:
-    """Stands for CUDA graphs: what would be captured is run."""
+    """Stands for CUDA graphs: it runs what they would capture."""
 
     def __init__(self, work, most: int) -> None:
         self.work, self.most = work, most

@@ -1,4 +1,4 @@
-"""Images in steps as a GPU carries them out, here with interpreted kernels; test_images_cuda.py has the real ones."""
+"""Images in steps as on a GPU, here with interpreted kernels; test_images_cuda.py has the real ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: i
     run = ImageRun(folder, 1, **limits(folder, step_tokens))
     if graphs:
         run.executor._steps._graphs = CapturedInName(run.executor._steps._decode, 16)
-    if step_tokens < 64:  # each step of interpreted kernels takes long
+    if step_tokens < 64:  # interpreted kernels are slow
         run.golden = [run.golden[number] for number in FEW]
     run.ask_all()
     run.work().check()
@@ -38,7 +38,7 @@ def test_the_golden(monkeypatch: pytest.MonkeyPatch, folder: str, step_tokens: i
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_token_by_token(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
-    """A lone slot that is sampled from looks like a decode step, but its graph would not know the image."""
+    """A single sampled slot of an image looks like a decode step, but a graph would not read the image."""
     monkeypatch.setattr(executor, "_steps", lambda device: cuda_steps.CudaSteps)
     run = ImageRun("llava_orig", **limits("llava_orig", 1))
     if graphs:

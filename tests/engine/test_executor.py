@@ -1,4 +1,4 @@
-"""The executor carries out plans: ids and slots go where the plan says, and nothing else decides the answer."""
+"""The executor carries out plans: ids and slots go where the plan says, and the answer depends on nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LLAMA = GOLDENS / "llama"
 def tiny(rows: int = 6, kv_tokens: int = 300, vocab: int = 40) -> tuple[TinyModel, Driver]:
     model = TinyModel(vocab)
     made = Executor(model, kv_tokens=kv_tokens, rows=rows, max_context=64, step_tokens=48)
-    made.kv.data.fill_(float("nan"))  # whatever was not written must not be read
+    made.kv.data.fill_(float("nan"))  # memory that was not written must not be read
     return model, Driver(made, kv_tokens)
 
 
@@ -53,7 +53,7 @@ def test_generates_what_the_model_says(chunk: int) -> None:
 
 
 def test_decode_and_chunks_share_steps() -> None:
-    """Each sequence gets what it gets alone, in whatever company and order of rows."""
+    """Each sequence gets the same as alone, in any batch and order of rows."""
     prompts = [[5, 9, 1, 30], list(range(20)), [3], [8, 8, 8, 2, 2, 11, 39]]
     alone = [tiny()[1].generate(Running(0, p, s), 8) for p, s in zip(prompts, (GREEDY, HOT, HOT, GREEDY), strict=True)]
     _, driver = tiny()
@@ -71,7 +71,7 @@ def test_decode_and_chunks_share_steps() -> None:
 
 
 def test_sampled_ids_stay_on_the_device() -> None:
-    """A plan may use an id that nobody has collected yet: many steps are submitted before the first answer."""
+    """A plan may use an id that is not collected yet: many steps are submitted before the first answer."""
     model, driver = tiny()
     prompt = [5, 9, 1]
     expected, _ = greedy_by_hand(model, prompt, 10)
@@ -91,7 +91,7 @@ def test_sampled_ids_stay_on_the_device() -> None:
 
 
 def test_a_resumed_sequence_goes_on_the_same() -> None:
-    """Preempted and set up anew in another row, with the produced ids behind the prompt."""
+    """A preempted sequence is set up again in another row, with its produced ids behind the prompt."""
     prompt = [4, 4, 19, 2]
     whole = tiny()[1].generate(Running(0, prompt, HOT), 14)
     _, driver = tiny()
@@ -181,7 +181,7 @@ def test_alternatives_are_reported_by_sample_index() -> None:
 
 
 def test_logits_are_made_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five sequences, two lines at a time, get what they get at once."""
+    """Five sequences get the same in blocks of two rows as at once."""
     whole = five_at_once(tiny()[1])
     monkeypatch.setitem(executor_module.LOGIT_ELEMENTS, "cpu", 2 * 40)
     model, driver = tiny()
@@ -286,7 +286,7 @@ def test_warm_up_keeps_to_small_limits(sizes: dict[str, int], steps: list[int]) 
 
 
 def test_the_worst_steps_have_more_tokens_than_a_row_holds() -> None:
-    """As they are run on a GPU."""
+    """As on a GPU."""
     model = TinyModel()
     made = Executor(model, kv_tokens=200, rows=3, max_context=32, step_tokens=80)
     for plan in warm_up_plans(rows=3, max_context=32, step_tokens=80, kv_tokens=200, spare_slots=[200]):
@@ -310,7 +310,7 @@ def test_reset_forgets_rows_and_keeps_kv() -> None:
 
 
 def test_the_real_decoder_follows_its_golden() -> None:
-    """Prompts in chunks, several at once, against the upstream reference's greedy ids."""
+    """Prompts in chunks, several at once, give the reference's greedy ids."""
     prompts = json.loads((LLAMA / "golden.json").read_text())["prompts"]
     model = load_model(LLAMA, device="cpu", dtype=torch.float32)
     made = Executor(model, kv_tokens=600, rows=4, max_context=200, step_tokens=64)

@@ -1,4 +1,4 @@
-"""The executor on a GPU, graphs and all, against golden outputs and against itself without graphs."""
+"""The executor on a GPU, with its graphs, against golden outputs and against itself without graphs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightllm_mp.facts import StateFacts
 from lightllm_mp.messages import Sampling
 from lightllm_mp.models.checkpoint.loader import load_model
 from tests.engine.test_golden_steps import Run
+from tests.engine.test_speculative_steps import draft_from
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -61,7 +62,7 @@ def golden(request) -> tuple[str, list[list[int]], list[list[int]]]:
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 def test_goldens(golden, graphs: bool, together: bool) -> None:
-    """Greedy ids in float32: with graphs and without, alone and in company."""
+    """Greedy ids in float32: with graphs and without, alone and in a batch."""
     name, prompts, expected = golden
     if name == "qwen":  # the plain driver sets no length class
         prompts, expected = prompts[:1], expected[:1]
@@ -71,7 +72,7 @@ def test_goldens(golden, graphs: bool, together: bool) -> None:
 @pytest.mark.parametrize("step_tokens", [23, 64, 300])
 @pytest.mark.parametrize(("checkpoints", "grain"), [(50, 1), (3, 7)])
 def test_states_of_hybrids_are_saved_and_loaded(step_tokens: int, checkpoints: int, grain: int) -> None:
-    """All prompts twice, with a step in flight: copies are made within chunks, at their ends and behind graphs."""
+    """All prompts twice with a step in flight: states are copied within chunks, at their ends and behind graphs."""
     run = Run("qwen3_next", 1, device="cuda", step_tokens=step_tokens, states=StateFacts(checkpoints, grain))
     run.executor.warm_up()
     for turn in (1, 2):
@@ -90,7 +91,7 @@ def test_draws_do_not_depend_on_graphs(dtype) -> None:
 
 @pytest.mark.parametrize(("kv_dtype", "near"), [(torch.int8, 0.05), (torch.float8_e4m3fn, 0.5)], ids=str)
 def test_eight_bit_kv(kv_dtype, near: float) -> None:
-    """The same with graphs and without, and near what exact keys and values give."""
+    """The same with graphs and without, and near the result of exact keys and values."""
     prompts = [[5, 9, 1, 30], list(range(20)), [3], [8, 8, 8, 2, 2, 11, 39]]
     rounded = answers(made("llama", kv_dtype=kv_dtype), prompts, GREEDY, together=True)
     assert rounded == answers(made("llama", kv_dtype=kv_dtype, graphs=False), prompts, GREEDY, together=True)
@@ -102,7 +103,7 @@ def test_eight_bit_kv(kv_dtype, near: float) -> None:
 
 
 class Unwaiting:
-    """An executor whose `submit` may not synchronise with the device."""
+    """An executor whose `submit` must not synchronise with the device."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor, self.collect = executor, executor.collect
@@ -152,3 +153,13 @@ def test_a_mask_lasts_from_the_first_token_to_the_last(graphs: bool) -> None:
         driver.step([(masked, 1), (free, 1)])
     assert set(masked.produced) == {4, 7, 33}
     assert len(set(free.produced)) > 8
+
+
+@pytest.mark.parametrize("folder", ["llama", "qwen", "gemma2", "deepseek_v2", "qwen3_moe"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_drafts_change_no_answer(folder: str, depth: int) -> None:
+    run = Run(folder, depth, device="cuda", draft_tokens=5)
+    draft_from(run, {100 + number: prompt["greedy_ids"] for number, prompt in enumerate(run.golden)}, right=0.8)
+    run.ask_all()
+    run.work().check()
+    assert run.scheduler.gauges()["accepted_tokens"] > 50

@@ -1,4 +1,4 @@
-"""Golden prompts with images through scheduler and executor, embeddings read from image memory as plans say."""
+"""Golden prompts with images through scheduler and executor, which reads embeddings from image memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def embeddings(folder: str) -> dict[str, np.ndarray]:
 
 
 class ImageRun(Run):
-    """Every image has a block in memory that is otherwise full of what must not be read."""
+    """Every image has a block in memory; the rest of the memory must not be read."""
 
     def __init__(self, folder: str, depth: int = 0, **changes: Any) -> None:
         super().__init__(folder, depth, **changes)
@@ -103,7 +103,7 @@ def test_together(folder: str, depth: int, step_tokens: int) -> None:
 
 @folders
 def test_token_by_token(folder: str) -> None:
-    """Every chunk is one token; an image's last slot may be the one that is sampled from."""
+    """Every chunk is one token, so an image's last slot may be sampled."""
     run = ImageRun(folder, **limits(folder, 1))
     wanted = range(len(run.golden)) if folder != "qwen_vl" else range(3)
     for number in wanted:
@@ -115,7 +115,7 @@ def test_token_by_token(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", [*FOLDERS, "qwen3_5"])
 def test_after_a_prefix_hit(folder: str) -> None:
-    """All prompts again; what is cached is not read, so its memory may hold anything by then."""
+    """All prompts again; cached images are not read, so their memory may hold anything."""
     run = ImageRun(folder, **limits(folder, 64))
     run.ask_all()
     run.work().check()
@@ -137,7 +137,7 @@ def test_after_a_prefix_hit(folder: str) -> None:
 @pytest.mark.parametrize("folder", WHOLE)
 @pytest.mark.parametrize("emitted", [0, 5])
 def test_whole_images(folder: str, emitted: int) -> None:
-    """A step has hardly more room than an image needs; then all prompts again, whose hits end outside images."""
+    """A step holds hardly more than an image; then all prompts again, whose hits end outside images."""
     run = ImageRun(folder, 1, **limits(folder, 20))
     run.ask_all(emitted=emitted)
     run.work().check(emitted=emitted)
@@ -165,7 +165,7 @@ def test_resumed(folder: str, emitted: int) -> None:
 
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 def test_images_are_no_history_for_penalties(folder: str) -> None:
-    """A repetition penalty on the prompt counts text alone: nothing goes out of bounds, and rules apply."""
+    """A repetition penalty on the prompt counts only text: no index is out of bounds, and rules apply."""
     run = ImageRun(folder)
     for number in range(len(run.golden)):
         run.ask(number, repetition_penalty=1.0001, penalize_prompt=True, prompt_logprobs=1)

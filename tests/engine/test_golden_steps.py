@@ -1,5 +1,5 @@
-"""Golden checkpoints through scheduler and executor: whatever happens to a sequence, its ids and logprobs are those of
-the reference. Qwen's depend on the length of the prompt."""
+"""Golden checkpoints through scheduler and executor: a sequence's ids and logprobs are always those of the reference.
+Qwen's depend on the length of the prompt."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.numpy import load_file
 
-from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts, window_of_all
+from lightllm_mp.engine.build import keeps_prefixes, longest_prompt, pooled_facts
 from lightllm_mp.engine.executor import Executor
+from lightllm_mp.engine.window_sizing import window_of_all
 from lightllm_mp.facts import EngineLimits, StateFacts
 from lightllm_mp.messages import Open, Pooled, Sampling, Terms, Tokenized, Tokens
 from lightllm_mp.models.checkpoint.loader import load_model
@@ -25,6 +27,7 @@ from tests.paths import GOLDENS
 
 TOLERANCE = 5e-4
 NEW = 24
+GREEDY = Sampling(seed=0, ignore_eos=True, min_new_tokens=0)
 
 
 @cache
@@ -52,7 +55,7 @@ def golden(folder: str) -> list[dict[str, Any]]:
 
 
 class Run:
-    """Prompt number i is sequence 100 + i, and 200 + i, 300 + i, .. when it is asked for again."""
+    """Prompt number i is sequence 100 + i; repeated, it is 200 + i, 300 + i, .."""
 
     def __init__(self, folder: str, depth: int = 0, **changes: Any) -> None:
         self.golden, self.depth, spec = golden(folder), depth, model(folder).spec
@@ -71,7 +74,7 @@ class Run:
             window_tokens=window_tokens,
         )
         for part in (part for layer in self.executor.kv.layers.values() for part in layer if part is not None):
-            part[:-1].fill_(float("nan"))  # what was not written must not be read
+            part[:-1].fill_(float("nan"))  # memory that was not written must not be read
         if (pool := self.executor.kv.states) is not None:
             pool.recurrent.fill_(float("nan"))
         self.scheduler = Scheduler(
@@ -91,6 +94,7 @@ class Run:
                 run_ahead=depth,
                 whole_images=spec.image_span > 0,
                 states=states if spec.delta is not None else None,
+                draft_tokens=changes.get("draft_tokens", 0),
             )
         )
         self.ids: dict[int, list[int]] = {}
@@ -98,11 +102,11 @@ class Run:
         self.cached: dict[int, int] = {}
         self.rows: dict[int, np.ndarray] = {}
 
-    def ask(self, number: int, *, turn: int = 1, emitted: int = 0) -> None:
+    def ask(self, number: int, *, turn: int = 1, emitted: int = 0, sampling: Sampling = GREEDY) -> None:
         prompt = self.golden[number]
         ids = [*prompt["input_ids"], *prompt.get("greedy_ids", ())[:emitted]]
         new = NEW if "greedy_ids" in prompt else 0
-        sampling = Sampling(seed=0, max_new_tokens=new, ignore_eos=True, min_new_tokens=0)
+        sampling = replace(sampling, max_new_tokens=new)
         column = np.array(ids, "<i4").tobytes()
         self.scheduler.add(Tokenized(turn * 100 + number, Terms(sampling), column, prompt["length"]))
 
@@ -176,7 +180,7 @@ def test_token_by_token(folder: str) -> None:
 
 @FOLDERS
 def test_after_a_prefix_hit(folder: str) -> None:
-    """All prompts again, in another order; every one of them is cached but for its last token."""
+    """All prompts again in another order; each is cached except its last token."""
     run = Run(folder)
     for number in range(len(run.golden)):
         run.ask(number)

@@ -1,5 +1,5 @@
-"""Hybrid golden checkpoints through scheduler and executor: whatever state a sequence goes on from, its ids are those
-of the reference. What other models do, too, is in test_golden_steps.py."""
+"""Hybrid golden checkpoints through scheduler and executor: a sequence that goes on from any state has the reference's
+ids. test_golden_steps.py has the tests for all models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ both_depths = pytest.mark.parametrize("depth", [0, 1])
 
 @pytest.mark.parametrize(("depth", "checkpoints", "grain"), [(0, 50, 3), (1, 2, 1)])
 def test_few_and_many_copies(depth: int, checkpoints: int, grain: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts twice, in small chunks beside decode tokens, in so little memory that sequences are preempted."""
+    """Prompts twice in small chunks beside decode tokens, with so little memory that sequences are preempted."""
     monkeypatch.setattr(Admission, "admits", lambda *_: True)
     run = Run(FOLDER, depth, step_tokens=23, kv_tokens=160, states=StateFacts(checkpoints, grain))
     for turn in (1, 2):
@@ -34,7 +34,7 @@ def test_few_and_many_copies(depth: int, checkpoints: int, grain: int, monkeypat
 
 @both_depths
 def test_an_answer_goes_on_from_within_an_earlier_one(depth: int) -> None:
-    """The next turn of a chat, at every place of the answer; with grain 2 copies are 8 tokens apart."""
+    """The next turn of a chat from every position of the answer; with grain 2 copies are 8 tokens apart."""
     run = Run(FOLDER, depth, states=StateFacts(50, grain=2))
     run.ask(3)
     run.work()
@@ -101,7 +101,7 @@ def test_rows_are_used_again_with_fresh_states() -> None:
         (0, 6, 4),  # the spare row's state
         (0, 6, 7),  # behind the pool
         (0, 6, NO_STATE),
-        (0, 4, NO_STATE),  # there is a state before this position
+        (0, 4, NO_STATE),  # a state exists before this position
     ],
 )
 def test_states_that_a_step_does_not_have_are_refused(row: int, position: int, place: int) -> None:

@@ -1,4 +1,4 @@
-"""How much KV memory there is, and what that means for the context."""
+"""The size of the KV pool and of the context."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = 2 * 16 * 4
 
 
 def plan(budget_tokens: float, **flags: int | None) -> MemoryPlan:
-    """With room for `budget_tokens` slots, the spare one included."""
+    """With memory for `budget_tokens` slots, the spare one included."""
     return plan_memory(MODEL, torch.float32, EngineConfig(**flags), int(budget_tokens * TOKEN))
 
 
@@ -53,10 +53,12 @@ def test_the_context_is_the_shortest_of_model_flag_and_pool(flags: dict[str, int
     assert plan(1000, **flags).max_context == context
 
 
-@pytest.mark.parametrize(("slots", "context"), [(0, 40), (41, 40), (40, 64)])
-def test_a_sequence_whose_windows_fit_may_be_longer_than_the_pool(slots: int, context: int) -> None:
+@pytest.mark.parametrize(("window", "context"), [(0, 40), (17, 40), (16, 64)])
+def test_a_sequence_whose_windows_fit_may_be_longer_than_the_pool(window: int, context: int) -> None:
+    limits = EngineLimits(window=window, step_tokens=23)
+    assert limits.window_slots in (0, 40, 41)
     for config in (EngineConfig(), EngineConfig(clamp_max_total_token_num=True, max_req_total_len=64)):
-        memory = plan_memory(MODEL, torch.float32, config, 41 * TOKEN, window_slots=slots)
+        memory = plan_memory(MODEL, torch.float32, config, 41 * TOKEN, limits=limits)
         assert (memory.kv_tokens, memory.max_context) == (40, context)
 
 
@@ -162,7 +164,7 @@ def test_a_successor_offers_what_was_promised(place: int) -> None:
         max_context=found.max_context,
         states=StateFacts(found.checkpoints, 64) if place else None,
     )
-    assert promised_memory(limits, TOKEN, place) == found
+    assert promised_memory(limits, (TOKEN, 0), place) == found
 
 
 def test_the_cpu_gives_a_third_of_the_fraction(monkeypatch: pytest.MonkeyPatch) -> None:

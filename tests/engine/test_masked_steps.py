@@ -1,4 +1,4 @@
-"""Steps with constrained sequences wait for their masks, and nothing else does."""
+"""Only steps with constrained sequences wait for masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPTS = [[5, 9], [7, 3, 4], [1, 2], [8, 8]]
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 @pytest.mark.parametrize("sampling", [GREEDY, HOT])
 def test_a_step_waits_for_its_masks(block: int, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It computes its logits first, and only constrained sequences notice; in blocks of any size."""
+    """The step computes its logits first, and masks change only constrained sequences, in blocks of any size."""
     monkeypatch.setattr(executor_module, "logit_lines", lambda vocab, device: block)
     free, halted = tiny()[1].executor, tiny()[1].executor
     free.submit(guided_plan(PROMPTS, [False] * 4, sampling))

@@ -1,4 +1,4 @@
-"""Embeddings of every pooling, in chunks and together: the rows follow from the prompt alone."""
+"""Embeddings of every pooling, in chunks and together: the rows depend only on the prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS = [
 
 
 def with_pooling(folder: Path, mode: str, *, normalize: bool, **config: Any) -> Path:
-    """A copy of the golden embedding model that pools otherwise."""
+    """A copy of the golden embedding model with another pooling."""
     shutil.copytree(GOLDENS / "qwen3_embedding", folder, dirs_exist_ok=True)
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_lasttoken": False, mode: True}))
     modules = json.loads((folder / "modules.json").read_text())
@@ -44,7 +44,7 @@ def with_pooling(folder: Path, mode: str, *, normalize: bool, **config: Any) -> 
 def embed(
     model: Decoder, prompts: list[list[int]], *, step_tokens: int = 64, kv_tokens: int = 2000
 ) -> list[np.ndarray]:
-    """The rows of the prompts, all asked for at once."""
+    """The rows of the prompts, all requested at once."""
     executor = Executor(model, kv_tokens=kv_tokens, rows=16, max_context=400, step_tokens=step_tokens)
     executor.warm_up()
     limits = EngineLimits(

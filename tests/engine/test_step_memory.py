@@ -1,4 +1,4 @@
-"""What the worst step takes on a CPU is computed, not tried: here it is tried."""
+"""The computed memory of the worst step on a CPU is compared with measured steps."""
 
 from __future__ import annotations
 

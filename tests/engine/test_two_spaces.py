@@ -133,3 +133,19 @@ def test_warm_up_writes_to_spare_slots_alone() -> None:
     for layer in executor.kv.layers.values():
         assert not layer.keys[:-1].any()
         assert layer.keys[-1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@folders
+@pytest.mark.parametrize("depth", [0, 1])
+def test_on_a_gpu(folder: str, depth: int) -> None:
+    """With graphs; prompts twice, in a pool that holds few windows."""
+    run = started(folder, depth, device="cuda", window_tokens=2 * FEW)
+    run.executor.warm_up()
+    for layer in run.executor.kv.layers.values():
+        for part in (layer.keys, layer.values):
+            part[:-1].fill_(float("nan"))
+    for turn in (1, 2):
+        run.ask_all(turn=turn)
+        run.work().check(turn=turn)

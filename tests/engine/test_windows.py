@@ -1,5 +1,5 @@
 """A model with a window in every layer, through scheduler and executor: tokens behind the window give up their slots,
-and answers are those of a run in which nothing is ever given up."""
+and answers are those of a run that keeps all slots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import save_file
 
-from lightllm_mp.engine.build import window_of_all
+from lightllm_mp.engine.window_sizing import window_of_all
 from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.scheduler.admission import Admission
@@ -26,7 +26,7 @@ POOL = 130
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Mistral 7B v0.1 in small: the llama checkpoint with a window, and what it answers without a scheduler."""
+    """A small Mistral 7B v0.1: the llama checkpoint with a window, and its answers without a scheduler."""
     path = shutil.copytree(GOLDENS / "llama", tmp_path_factory.mktemp("windows") / "mistral")
     config = json.loads((path / "config.json").read_text())
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": WINDOW}
@@ -58,7 +58,7 @@ def test_a_small_pool_serves_all_at_once(folder: str, depth: int, step_tokens: i
 
 @pytest.mark.parametrize("kv_tokens", [POOL, 400])
 def test_after_a_prefix_hit(folder: str, kv_tokens: int) -> None:
-    """In a small pool the beginning of a prompt may be gone, which is no loss."""
+    """In a small pool the beginning of a prompt may be evicted; the answers do not change."""
     run = Run(folder, kv_tokens=kv_tokens)
     for number in reversed(range(len(run.golden))):
         for turn in (1, 2):

@@ -1,4 +1,4 @@
-"""A one-layer transformer that can be computed by hand, and a driver that writes plans for it as a router would."""
+"""A one-layer transformer that is easy to compute by hand, and a driver that writes plans for it as a router does."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class TinyModel:
         self.steps: list[int] = []
         """Tokens of each forward pass."""
         self.ends_only: list[bool] = []
-        """Of each forward pass, whether only the sequences' last tokens were wanted."""
+        """Whether each forward pass needed only the sequences' last tokens."""
         self.widest = 0
-        """Most lines of logits asked for at once."""
+        """Most rows of logits requested at once."""
 
     def reserve(self, positions: int) -> None:
         assert positions <= len(self.place)
@@ -105,7 +105,7 @@ class Running:
 
 
 class Driver:
-    """Writes plans, hands out slots in random order, and keeps what the executor answers."""
+    """Writes plans, assigns slots in random order, and keeps the executor's answers."""
 
     def __init__(self, executor: Executor, slots: int) -> None:
         self.executor, self.step_number = executor, 0
@@ -143,7 +143,7 @@ class Driver:
         return sample
 
     def generate(self, running: Running, tokens: int, chunk: int = 1000) -> list[int]:
-        """Runs one sequence alone until it has produced `tokens` more."""
+        """Runs one sequence alone until it has produced `tokens` more tokens."""
         target = len(running.produced) + tokens
         while len(running.produced) < target:
             left = len(running.prompt) + len(running.produced) - running.computed
@@ -163,7 +163,7 @@ def broken_beside(driver: Driver, prompts: list[list[int]], samplings: Sequence[
 
 
 def check_broken(broken: list[Running], whole: list[Running]) -> None:
-    """The second sequence's logprobs are NaN from its second token on; nothing else differs from `whole`."""
+    """The second sequence's logprobs are NaN from its second token on; the rest equals `whole`."""
     assert np.isnan(broken[1].logprobs[1:]).all()
     assert broken[1].produced[1:] == [0] * 6
     for one, other in ((broken[0], whole[0]), (broken[2], whole[2])):

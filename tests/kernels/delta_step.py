@@ -16,8 +16,8 @@ TAPS, PLACES = 4, 16
 
 
 class DeltaStep:
-    """Sequences of the given numbers of new tokens in shuffled rows, with states that earlier tokens left. `saves`:
-    (sequence, tokens) of states that are kept, in places from 8 on."""
+    """Sequences with these numbers of new tokens in shuffled rows, with states of earlier tokens. `saves`: (sequence,
+    tokens) of states to keep, in places from 8 on."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class DeltaStep:
         self.saves = tuple(StateSave(sequence, count, 8 + i) for i, (sequence, count) in enumerate(saves))
 
     def state(self) -> DeltaState:
-        """The states before the step, in memory of their own."""
+        """A copy of the states before the step."""
         return DeltaState(self.recurrent.to(self.device, copy=True), self.conv.to(self.device, copy=True))
 
     def run(self, op: Op, state: DeltaState) -> Tensor:
-        """The op over the step; it moves `state` on."""
+        """Runs the op over the step; it advances `state`."""
         return op(self.projected, self.ba, self.weights, state, self.batch(self.queries), self.layout)
 
     def run_in_chunks(self, op: Op, state: DeltaState, size: int) -> Tensor:
-        """Every sequence alone, in chunks; without saves."""
+        """Runs every sequence alone in chunks, without saves."""
         out, first = [], 0
         for count, row in zip(self.queries, self.rows, strict=True):
             for start in range(0, count, size):

@@ -15,7 +15,7 @@ SLOTS, WIDTH = 1500, 400
 
 
 def image(new: int) -> tuple[int, int]:
-    """Where the image among the new tokens of a sequence begins and ends."""
+    """Start and end of the image among a sequence's new tokens."""
     return new // 4, max(new - new // 8, new // 4)
 
 
@@ -26,8 +26,8 @@ def visible(new: int, context: int) -> list[int]:
 
 
 class RandomStep:
-    """Sequences of the given (new tokens, context) with shuffled slots, and keys and values for all of them. Values of
-    their own width are the first part of the keys (latent attention)."""
+    """Sequences with these (new tokens, context), shuffled slots, and keys and values for all of them. Values of
+    another width are the first part of the keys (latent attention)."""
 
     def __init__(self, sizes: list[tuple[int, int]], layout: HeadLayout, dtype: torch.dtype, seed: int = 0) -> None:
         self.layout = layout
@@ -65,14 +65,14 @@ class RandomStep:
         return kv
 
     def spoil_behind_windows(self) -> None:
-        """NaN where no new token of a sequence looks: the slots there may belong to others."""
+        """Writes NaN where no new token of a sequence reads: those slots may belong to others."""
         starts, contexts, rows = (x.tolist() for x in (self.batch.seq_start, self.batch.context, self.batch.rows))
         for i, (context, row) in enumerate(zip(contexts, rows, strict=True)):
             behind = self.table[row, : max(0, context - (starts[i + 1] - starts[i]) - self.layout.window + 1)].long()
             self.keys[behind] = self.values[behind] = float("nan")
 
     def part(self, sequence: int, start: int, end: int) -> tuple[torch.Tensor, Batch]:
-        """The step that feeds only the new tokens [start, end) of one sequence, after those before them."""
+        """The step with only the new tokens [start, end) of one sequence, after those before them."""
         first = int(self.batch.seq_start[sequence])
         new = int(self.batch.seq_start[sequence + 1]) - first
         context = int(self.batch.context[sequence]) - new + end

@@ -1,4 +1,4 @@
-"""Ways to route that the kernels are tested with: (experts, routing)."""
+"""Routings of the kernel tests: (experts, routing)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing and experts against a walk over tokens one by one, with the reference and the fastest CPU ops."""
+"""Routing and experts, with the reference and the fastest CPU ops, against a loop over single tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_groups_are_chosen_by_their_best_expert():
 
 
 def test_a_correction_chooses_and_does_not_weigh():
-    """What the sigmoids of the first row are with it: 0.88, 0.73, 0.5, 0.27, 0.82, 2.85."""
+    """The first row's sigmoids plus the bias: 0.88, 0.73, 0.5, 0.27, 0.82, 2.85."""
     correction = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
     how = Routing(top_k=2, renormalise=True, scale=2.5, sigmoid=True, correction=correction)
     weights, numbers = reference.TABLE.route(LOGITS, how)
@@ -77,7 +77,7 @@ def layer(tokens: int, dtype: torch.dtype, top_k: int = 2):
     gate_up = (torch.randn(EXPERTS, 2 * WIDTH, HIDDEN, generator=g) * 0.2).to(dtype)
     down = (torch.randn(EXPERTS, HIDDEN, WIDTH, generator=g) * 0.2).to(dtype)
     logits = torch.randn(tokens, EXPERTS, generator=g)
-    logits[:, 3] = -9.0  # an expert that nobody takes
+    logits[:, 3] = -9.0  # an expert that no token takes
     weights, numbers = reference.TABLE.route(logits, Routing(top_k, renormalise=True))
     return x, gate_up, down, weights, numbers
 
@@ -110,7 +110,7 @@ def test_experts_of_other_ranks_add_nothing(choose, dtype, tokens):
     ops: OpTable = choose(dtype)
     x, gate_up, down, weights, numbers = layer(tokens, dtype, top_k=3)
     expected, parts = one_by_one(x, gate_up, down, weights, numbers, functional.silu), []
-    for first, end in ((0, 2), (2, 3), (3, 4), (4, 6)):  # nobody takes number 3
+    for first, end in ((0, 2), (2, 3), (3, 4), (4, 6)):  # no token takes number 3
         prepared = ops.prepare_experts(gate_up[first:end], down[first:end])
         parts.append(ops.experts(x, prepared, weights, numbers - first, "silu").double())
         if end - first == 1:

@@ -1,4 +1,4 @@
-"""Quantised weights: their definition, how much they lose, and every backend's product against the definition."""
+"""Quantised weights: their definition, their loss, and every backend's product against the definition."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ FORMS = {
 @pytest.mark.parametrize("rows", [1, 20, 300])
 @pytest.mark.parametrize("form", FORMS)
 def test_products(form, rows, dtype):
-    """Through the op table: few rows read the weight as it is, many expand it or multiply in 8 bits."""
+    """Through the op table: few rows read the packed weight, many expand it or multiply in 8 bits."""
     weight = FORMS[form]()
     n, k = weight.scales.shape[0], expanded(weight, dtype).shape[1]
     x, bias = torch.randn(rows, k).to(dtype), torch.randn(n).to(dtype)
@@ -188,7 +188,7 @@ BLOCKS = [
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 40, 128), (9, 40, 384), (33, 50, 128), (150, 24, 128)])
 def test_shares(rows, n, k, blocks, dtype):
-    """However tiles are cut: the product of a plain weight, twice over, bit by bit the same."""
+    """With any tiles the product is that of a plain weight, and bitwise the same in a second run."""
     x, weight, bias = torch.randn(rows, k).to(dtype), (torch.randn(n, k) * k**-0.5).to(dtype), torch.randn(n).to(dtype)
     expected = functional.linear(x.float(), weight.float(), bias.float())
     prepared = prepare_linear(weight.to(DEVICE), bias.to(DEVICE))
@@ -219,7 +219,7 @@ def test_shares_of_quantised_weights(form, blocks, dtype):
 @pytest.mark.parametrize("form", ["plain", "int8", "fp8", "int4"])
 @pytest.mark.parametrize("rows", [1, 16, 64, 128, 256])
 def test_large_products_in_a_graph(monkeypatch, form, rows, early):
-    """Real sizes with the blocks that serve, captured once, replayed with other rows."""
+    """Real sizes with the blocks of the server, captured once, replayed with other rows."""
     monkeypatch.setattr(launch, "EARLY_START", early)
     n, k = 6144, 4096
     if form == "plain":

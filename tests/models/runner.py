@@ -20,13 +20,13 @@ from tests.models.golden import Prompt, Slots
 
 
 def length_class(spec: ModelSpec, prompt: int) -> int:
-    """Class of a prompt of `prompt` tokens, as the scheduler counts it; the last one for longer prompts than served."""
+    """Class of a prompt of `prompt` tokens, as in the scheduler; the last one for prompts that are too long."""
     return bisect_left(class_bounds(spec), prompt)
 
 
 @dataclass
 class Sequence:
-    """One sequence: its line in the slot table and the ids whose keys and values are in the pool."""
+    """One sequence: its row in the slot table and the ids whose keys and values are in the pool."""
 
     row: int
     ids: list[int] = field(default_factory=list)
@@ -36,9 +36,9 @@ class Sequence:
     rotary: torch.Tensor | None = None
     """[prompt, 3]: positions by component."""
     shift: int = 0
-    """What positions behind these are moved by."""
+    """The shift of the positions behind these."""
     kept: dict[int, int] = field(default_factory=dict)
-    """Places of the states that are kept, by the number of tokens they are of."""
+    """Places of kept states by their number of tokens."""
 
     def rotary_at(self, start: int, end: int) -> torch.Tensor:
         """[end - start, 3]"""
@@ -47,7 +47,7 @@ class Sequence:
         return after if self.rotary is None else torch.cat((self.rotary[start:end], after[known:]))
 
     def images(self, line: int, start: int, end: int) -> list[ImageRows]:
-        """What positions start .. end - 1, whose first stands at `line` of a step, take of the images."""
+        """The image rows for positions start .. end - 1, the first of which is row `line` of a step."""
         parts = ((s, max(start, s.start), min(end, s.end)) for s in self.slots)
         return [_image_rows(s, line + a - start, slice(a - s.start, b - s.start)) for s, a, b in parts if a < b]
 
@@ -57,8 +57,8 @@ def _image_rows(slots: Slots, line: int, part: slice) -> ImageRows:
 
 
 class Runner:
-    """Steps a decoder on its device; what it gives comes back to the host. Slots come from a shuffled free list, so no
-    test passes by slots being in order. Where some layers have a window, these have slots of their own."""
+    """Steps a decoder on its device and copies the results to the host. Slots come from a shuffled free list, so no
+    test depends on their order. If some layers have a window, these have their own slots."""
 
     def __init__(self, decoder: Decoder, *, slots: int = 4096, rows: int = 64, width: int = 1024) -> None:
         self.decoder = decoder
@@ -72,7 +72,7 @@ class Runner:
         self.kv = KVPool(
             decoder.spec, slots, dtype=decoder.dtype, device=self.device, states=self.states, window_slots=near
         )
-        self.kv.data.fill_(float("nan"))  # whatever was not written must not be read
+        self.kv.data.fill_(float("nan"))  # memory that was not written must not be read
         spare = torch.tensor(self.kv.spare_slots, dtype=torch.int32, device=self.device)
         self.tables = spare[:, None, None].repeat(1, rows, width)
         shuffled = torch.Generator().manual_seed(1)
@@ -81,8 +81,8 @@ class Runner:
         self.kept = 0
 
     def sequence(self, prompt: Prompt | None = None, like: Sequence | None = None, shared: int = 0) -> Sequence:
-        """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit. Of `prompt` it
-        has the images."""
+        """A new sequence; its first `shared` tokens reuse the slots of `like`, as after a prefix hit. It has the images
+        of `prompt`."""
         seq = Sequence(self.rows, slots=prompt.slots if prompt is not None else ())
         rope = self.decoder.spec.rope
         if prompt is not None and prompt.slots and rope is not None and rope.sections:
@@ -102,14 +102,14 @@ class Runner:
         return seq
 
     def keep(self, seq: Sequence, tokens: int) -> None:
-        """A state of the first `tokens` tokens is to be kept when they are computed, where the model has states."""
+        """Keeps a state of the first `tokens` tokens when they are computed, if the model has states."""
         if self.states is not None:
             seq.kept[tokens] = self.states.first_checkpoint + self.kept
             self.kept += 1
 
     def step(self, work: list[tuple[Sequence, list[int]]]) -> list[torch.Tensor]:
         """Feeds each sequence its new ids in one forward pass; the logits [new ids, vocab] of each, or its scores
-        [new ids] where the model has those."""
+        [new ids] if the model gives those."""
         for seq, ids in work:
             at = len(seq.ids)
             for table, free in zip(self.tables, self.free, strict=True):
@@ -156,7 +156,7 @@ class Runner:
         return torch.cat(parts)
 
     def whole(self, slots: tuple[Slots, ...], position: int, *, up: bool = False) -> int:
-        """`position`, or the start or end (`up`) of the image that it cuts, where the model computes images whole."""
+        """`position`, or the start or end (`up`) of the image that it cuts, if the model computes images whole."""
         cut = [s for s in slots if s.start < position < s.end and self.decoder.spec.image_span]
         return position if not cut else cut[0].end if up else cut[0].start
 

@@ -1,4 +1,4 @@
-"""Every golden checkpoint in float32, with the fastest ops however the work is cut, and with the reference ops."""
+"""Every golden checkpoint in float32, with the fastest ops in any split of the work, and with the reference ops."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_prefix_hit(case):
 
 @pytest.mark.parametrize("produced", [1, 10])
 def test_preempted_and_resumed(case, produced):
-    """A sequence that lost its slots is computed anew, what it has produced with its prompt, and goes on as before."""
+    """A sequence that lost its slots computes its prompt and produced ids again and goes on as before."""
     runner, golden = case
     for prompt in golden:
         seq = runner.sequence(prompt)

@@ -1,4 +1,4 @@
-"""The golden checkpoints on a GPU, with the op table that serves there: in float32 exactly, in 16 bits closely."""
+"""The golden checkpoints on a GPU, with the op table of a server: in float32 exactly, in 16 bits closely."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_prefill_and_decode_share_steps(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("folder", filter(moved_in_sixteen_bits, FOLDERS))
 def test_sixteen_bits(folder, dtype):
-    """The reference's own movement was seen on a CPU; another order of sums may move a little further."""
+    """The reference's own distance is that of a CPU; another order of sums may move logits a little further."""
     runner, golden = Runner(load_model(GOLDENS / folder, device="cuda", dtype=dtype)), prompts(folder)
     forced = []
     for prompt in golden:

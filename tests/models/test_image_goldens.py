@@ -1,4 +1,4 @@
-"""Pictures in prompts: the embeddings of our own encoder, and what is special about images in prefixes."""
+"""Images in prompts: the embeddings of our own encoder, and images in shared prefixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightllm_mp.models.decoder.embedding import ImageRows
 from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import preprocess
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_greedy, check_prompt, prompts
 from tests.models.runner import Runner
@@ -34,7 +34,7 @@ def decoder(folder: str) -> Decoder:
 
 
 def our_embeddings(folder: str) -> dict[str, torch.Tensor]:
-    """By the golden name of the image (and of its preprocessing)."""
+    """By the golden name of the image and of its preprocessing."""
     vision = read_vision(GOLDENS / folder)
     assert vision is not None
     encoder = load_encoder(vision, dtype=torch.float32)
@@ -67,7 +67,7 @@ def with_embeddings(slots: Slots, ours: torch.Tensor) -> Slots:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_what_our_encoder_sees(folder: str) -> None:
-    """Everything together, from the file of the picture to the ids, text and pictures in one batch."""
+    """From the image files to the ids, with text and images in one batch."""
     runner, golden = Runner(decoder(folder)), seen_by_us(folder)
     work = [(runner.sequence(prompt), prompt.ids) for prompt in golden]
     logits = runner.step(work)
@@ -81,7 +81,7 @@ def test_what_our_encoder_sees(folder: str) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("into", [-1, 0, 1, 5])
 def test_a_prefix_that_ends_at_or_in_an_image(folder: str, into: int) -> None:
-    """`into`: slots of the last image that are reused; -1: the prefix ends before it."""
+    """`into`: reused slots of the last image; -1: the prefix ends before it."""
     runner = Runner(decoder(folder), slots=8192)
     for prompt in prompts(folder):
         if not prompt.slots:
@@ -98,7 +98,7 @@ def test_a_prefix_that_ends_at_or_in_an_image(folder: str, into: int) -> None:
 
 
 def test_the_pictures_matter() -> None:
-    """A prompt with another picture has other logits: the goldens would not pass by chance."""
+    """A prompt with another image has other logits: the goldens do not pass by chance."""
     golden = {prompt.name: prompt for prompt in prompts("llava_hf")}
     one, other = golden["one_image"], golden["image_after_bos"]
     runner = Runner(decoder("llava_hf"))
@@ -108,7 +108,7 @@ def test_the_pictures_matter() -> None:
 
 
 def test_ids_of_images_never_reach_the_embedding_table() -> None:
-    """Far outside of it, they give the image's rows, as they are, whatever the others give."""
+    """Ids far outside the vocabulary give the image's rows unchanged, whatever the others give."""
     embedding, hidden = decoder("llava_hf").embedding, decoder("llava_hf").spec.hidden
     ids = torch.tensor([3, 2**31 - 1, 2**31 - 7, 5], dtype=torch.int32)
     rows = torch.randn(2, hidden)

@@ -1,4 +1,4 @@
-"""What configurations become, and how a wrong one is refused."""
+"""Configurations become specs; wrong ones are refused."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightllm_mp.parsers.formats import detect_formats
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from tests.parsers.replies import answer, read
 from tests.parsers.test_every_format import WRITERS
 

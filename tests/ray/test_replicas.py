@@ -227,6 +227,20 @@ class TestFleet:
         settle(lambda: len(fleet.replicas()) == 2 and not set(fleet.replicas()) & set(before))
         answers(fleet, whole)
 
+    def test_a_replica_on_two_nodes(self, fleet: LocalCluster, whole: Streamed) -> None:
+        """Its process on the other one dies, and then that node is gone: the engine stays and waits for another."""
+        fleet.deploy(1, nodes=2)
+        (replica,) = fleet.replicas().items()
+        (agent,) = fleet.processes("ray::MockNode")
+        with streams(fleet, whole):
+            os.kill(children(agent)[0], signal.SIGKILL)
+        (node,) = fleet.cluster.worker_nodes
+        with streams(fleet, whole):
+            fleet.cluster.remove_node(node, allow_graceful=False)
+            fleet.add_node(1)
+        assert fleet.replicas() == dict([replica])
+        answers(fleet, whole)
+
 
 async def partition(fleet: LocalCluster, whole: Streamed) -> None:
     router, proxies = ReplicaRouter(1), dict[str, TcpProxy]()

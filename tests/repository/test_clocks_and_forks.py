@@ -13,7 +13,7 @@ MAY_TELL_THE_TIME = {
     "lightllm_mp.actors.http.context": "when an answer was created, for OpenAI's clients",
     "lightllm_mp.actors.http.traces": "when a span began, for collectors",
     "lightllm_mp.cli.doctor.machine": "whether the clock is set",
-    "lightllm_mp.text.template_sandbox": "the date for a chat template",
+    "lightllm_mp.text.chat.template_sandbox": "the date for a chat template",
 }
 
 

@@ -30,7 +30,7 @@ OUTSIDE = len(LAYERS)
 ACTORS = ("runtime", "supervision", "front", "visual", "http")
 """Packages of actors; what stands directly in actors/ (one module an actor, and the topology) is beside them."""
 
-WITH_TORCH = ("kernels", "models", "vision", "engine", "actors.worker", "actors.visual")
+WITH_TORCH = ("kernels", "models", "vision.tower", "engine", "actors.worker", "actors.visual")
 """Packages (and the worker's module) that may import torch; everything else must do without."""
 TORCH = {"torch", "transformers", "triton", "safetensors.torch"}
 
@@ -91,6 +91,8 @@ def test_order(name: str) -> None:
         ("lightllm_mp.actors.router", "from torch.nn import functional", True),
         ("lightllm_mp.scheduler.rows", "from lightllm_mp.engine.executor import Executor", True),
         ("lightllm_mp.scheduler.rows", "import torch", True),
+        ("lightllm_mp.vision.sizing", "import torch", True),
+        ("lightllm_mp.vision.tower.vit", "import torch", False),
         ("lightllm_mp.text.tokenizer", "from transformers import AutoTokenizer", True),
         ("lightllm_mp.actors.worker", "import torch", False),
         ("lightllm_mp.actors.workers", "import torch", True),

@@ -117,12 +117,15 @@ class MockWorker:
     def _compute_in(self, space: MockSpace, work: Plan) -> np.ndarray:
         seqs = work.seqs
         digests = np.zeros(len(seqs), U64)
-        single = seqs[:, 2] == 1
-        rows, starts = seqs[single, 0], seqs[single, 1]
-        slots = space.slots[rows, starts]
-        before = np.where(starts > 0, space.digest[space.slots[rows, np.maximum(starts - 1, 0)]], self._classes[rows])
-        digests[single] = space.digest[slots] = before + part(self._tokens[rows, starts], starts)
-        space.position[slots] = starts
+        single, numbers = seqs[:, 2] == 1, line_numbers(seqs)
+        for number in range(int(numbers.max(initial=0)) + 1):  # a line follows those of its row before it
+            lines = np.flatnonzero(single & (numbers == number))
+            rows, starts = seqs[lines, 0], seqs[lines, 1]
+            slots = space.slots[rows, starts]
+            first, last = self._classes[rows], space.digest[space.slots[rows, np.maximum(starts - 1, 0)]]
+            before = np.where(starts > 0, last, first)
+            digests[lines] = space.digest[slots] = before + part(self._tokens[rows, starts], starts)
+            space.position[slots] = starts
         for index in np.flatnonzero(~single):
             row, start, count, _ = seqs[index].tolist()
             slots, positions = space.slots[row, start : start + count], np.arange(start, start + count)
@@ -202,7 +205,12 @@ class MockWorker:
         assert work.step > self._step, "steps go up"
         assert (counts > 0).all()
         assert (np.diff((counts > 1).astype(int)) >= 0).all(), "sequences of one token stand first"
-        assert len(set(work.seqs[:, 0].tolist())) == len(work.seqs), "a row comes once"
+        firsts = line_numbers(work.seqs) == 0
+        assert len(set(work.seqs[firsts, 0].tolist())) == firsts.sum(), (
+            "a row comes once, or its lines are side by side"
+        )
+        assert (work.seqs[1:, 1] == work.seqs[:-1, 1] + 1)[~firsts[1:]].all(), "its positions follow each other"
+        assert (counts[~firsts] == 1).all()
         assert len({int(setup.rules["row"]) for setup in work.setups}) == len(work.setups)
         assert len(work.slots.values) == len(self._spaces) * work.slots.runs[:, 2].sum()
         for space, slots in zip(self._spaces, np.split(work.slots.values, len(self._spaces)), strict=True):
@@ -258,6 +266,12 @@ class HybridMockWorker(MockWorker):
                 raise WrongSlot(f"step {self._step} row {row}: the state at {start} is that of another prefix")
         assert not saves
         return digests
+
+
+def line_numbers(seqs: np.ndarray) -> np.ndarray:
+    """Of each sequence of a plan: how many of its row stand before it."""
+    first = np.append(True, seqs[1:, 0] != seqs[:-1, 0])[: len(seqs)]
+    return np.arange(len(seqs)) - np.maximum.accumulate(np.where(first, np.arange(len(seqs)), 0))
 
 
 def expected(

@@ -179,6 +179,26 @@ def test_slots_are_offered_to_hollow_nodes() -> None:
     assert len(tree.match(run(50, 6))[0]) == 6
 
 
+def test_slots_with_which_no_prefix_ends_go_first() -> None:
+    tree = PrefixTree(tail=3)
+    first, _ = tree.insert(run(50, 10), run(0, 10))
+    tree.ends(first)
+    tree.insert(run(100, 8), run(10, 8))  # newer, but passed by only
+    assert sorted(tree.evict(14).tolist()) == [*range(6), *range(10, 18)]
+    assert len(tree.match(run(50, 10))[0]) == 10
+    assert len(tree.match(run(50, 9))[0]) == 9, "one slot more, for the same prompt again"
+    assert len(tree.match(run(50, 8))[0]) == 0
+
+
+def test_a_place_where_prefixes_part_is_an_end() -> None:
+    tree = PrefixTree(tail=3)
+    for turn in range(3):
+        node, _ = tree.insert(np.append(run(50, 10), run(100 * turn, 6)).astype(np.int32), run(20 * turn, 16))
+        tree.fill(node, run(20 * turn, 16))
+    tree.evict(tree.tokens - 4)
+    assert len(tree.match(np.append(run(50, 10), [9]).astype(np.int32))[0]) == 10
+
+
 def test_what_is_forgotten_is_evicted_later() -> None:
     tree = PrefixTree(tail=3)
     node, _ = tree.insert(ids(1, 2, 3, 4), run(0, 4))

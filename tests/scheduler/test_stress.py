@@ -10,6 +10,7 @@ from lightllm_mp.messages import ImageSpan, Tokenized
 from lightllm_mp.scheduler.admission import Admission
 from lightllm_mp.vision.placeholders import SURE_SLOTS
 from tests.scheduler.harness import VOCAB, Harness, column, harness, limits, mock_worker, prompt, request
+from tests.scheduler.mock_drafts import draft_answers
 from tests.scheduler.mock_images import Part, image_prompt
 
 
@@ -128,6 +129,29 @@ def test_random_workloads_of_windows(seeds: range, reckless: bool, monkeypatch: 
 
 @pytest.mark.parametrize("reckless", [False, True])
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_random_workloads_with_drafts(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speculative decoding changes no answer; slots of refused tokens are found again at each step."""
+    if reckless:
+        monkeypatch.setattr(Admission, "admits", lambda *_: True)
+    accepted = preemptions = 0.0
+    for seed in seeds:
+        sizes = np.random.default_rng(seed)
+        changes: dict[str, object] = {
+            "window": int(sizes.choice([0, 3, 20])),
+            "draft_tokens": int(sizes.choice([1, 5, 12])),
+        }
+        if changes["window"] and sizes.random() < 0.5:
+            changes |= {"run_ahead": 2, "step_tokens": int(sizes.integers(2, 30))}
+            changes["window_tokens"] = limits(**changes, window_tokens=1).window_slots + SURE_SLOTS
+        h = workload(seed, check=True, drafts=True, states=None, **changes)
+        accepted += h.scheduler.gauges()["accepted_tokens"]
+        preemptions += h.scheduler.gauges()["preemptions"]
+    assert accepted > 0
+    assert preemptions > 0 or not reckless
+
+
+@pytest.mark.parametrize("reckless", [False, True])
+@pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_random_workloads_of_two_spaces(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers have a window, and slots of their own: a few more than one sequence may need, or a lot."""
     if reckless:
@@ -146,9 +170,11 @@ def test_random_workloads_of_two_spaces(seeds: range, reckless: bool, monkeypatc
     assert preemptions > 20 or not reckless
 
 
-def workload(seed: int, *, check: bool = False, **changes: object) -> Harness:
+def workload(seed: int, *, check: bool = False, drafts: bool = False, **changes: object) -> Harness:
     random = np.random.default_rng(seed)
     h, ended, rid = random_harness(random, **changes), set[int](), 1
+    if drafts:
+        draft_answers(h, np.random.default_rng(seed), right=float(random.choice([0.0, 0.6, 0.9, 1.0])))
     room = min(h.scheduler.limits.width, h.scheduler.limits.max_input)
 
     def step() -> bool:

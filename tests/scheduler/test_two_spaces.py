@@ -129,15 +129,42 @@ def test_a_hit_ends_where_its_last_window_is_there() -> None:
     h.add(request(1, prompt(90), max_new_tokens=30, ignore_eos=True))
     h.run()
     ids = np.array([*prompt(90), *h.ids[1]], np.int32)
-    known, _ = near(h).tree.match(ids[:80])
-    assert len(known) == 80
-    near(h).pool.give_back(near(h).tree.evict(near(h).tree.tokens - 70))  # the oldest are those that no match has used
+    h.add(request(2, [*ids[:80].tolist(), 7], max_new_tokens=1))
+    h.run()
+    near(h).pool.give_back(near(h).tree.evict(near(h).tree.tokens - 40))  # the newest end is that of the second prompt
     h.scheduler.check_integrity()
     assert len(spaces(h)[0].tree.match(ids)[0]) == 119
-    h.add(request(2, [*ids.tolist(), 7], max_new_tokens=40))
+    h.add(request(3, [*ids.tolist(), 7], max_new_tokens=40))
     most_used(h)
-    h.check_answers(2)
-    assert 0 < h.opened[2].cached_tokens <= 80
+    h.check_answers(3)
+    assert h.opened[3].cached_tokens == 80
+
+
+def test_a_long_prompt_does_not_cost_other_prompts_their_windows() -> None:
+    h = two(kv_tokens=2000, window_tokens=240, max_context=600, max_input=500, step_tokens=16)
+    for rid in (1, 2):
+        h.add(request(rid, prompt(60, rid), max_new_tokens=20, ignore_eos=True))
+        h.run()
+    h.add(request(3, prompt(400, 3), max_new_tokens=20, ignore_eos=True))
+    h.run()
+    for rid in (1, 2, 3):
+        asked = np.frombuffer(h.requests[rid].ids, "<i4").tolist()
+        h.add(request(rid + 10, [*asked, *h.ids[rid], 7], max_new_tokens=2))
+        h.run().check_answers(rid + 10)
+        assert h.opened[rid + 10].cached_tokens == len(asked) + 19
+        h.add(request(rid + 20, asked, max_new_tokens=2))
+        h.run()
+        assert h.opened[rid + 20].cached_tokens == len(asked) - 1, "the same prompt again"
+
+
+def test_the_beginning_that_prompts_share_stays() -> None:
+    """The second one that has it shows where it ends."""
+    h = two(kv_tokens=4000, window_tokens=300, max_context=600, max_input=500, step_tokens=16)
+    for rid in range(1, 6):
+        h.add(request(rid, prompt(100) + prompt(300, rid), max_new_tokens=2))
+        h.run()
+    h.check_answers()
+    assert [h.opened[rid].cached_tokens for rid in range(3, 6)] == [100] * 3
 
 
 def test_a_hit_ends_where_the_other_layers_have_slots() -> None:

@@ -15,7 +15,7 @@ SOURCE = Path(lightllm_mp.shm.__file__).parent / "_ring.c"
 
 
 def compiler() -> str:
-    """The system compiler; the test is skipped where there is none."""
+    """The system compiler; without one the test is skipped."""
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return name

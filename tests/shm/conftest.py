@@ -1,4 +1,4 @@
-"""Every test here that asks for `ring` runs over the C ring and over its stdlib twin."""
+"""Every test here with the fixture `ring` runs with the C ring and with its Python twin."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 def _children() -> set[str]:
-    """Pids of all children, dead ones that nobody waited for included."""
+    """Pids of all children, also dead ones that are not reaped."""
     lists = Path("/proc/self/task").glob("*/children")
     return {pid for file in lists for pid in file.read_text().split()}
 

@@ -1,4 +1,4 @@
-"""Writes nonsense into lanes and drains them: whatever is there, the ends poison the lane or go on, and never crash.
+"""Writes random bytes into lanes and drains them: the ends poison the lane or go on, and never crash.
 
 `python -m tests.shm.fuzz_main EXTENSION ROUNDS SEED`: EXTENSION is a build of _ring.c (as in the sanitizer test), or
 "python".

@@ -1,4 +1,4 @@
-"""What the tests of lanes share: both ends in one process, and child processes that are gone afterwards."""
+"""Shared by the tests of lanes: both ends in one process, and child processes that end with the test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pair:
         return inbox
 
     def producer_inbox(self) -> Inbox:
-        """What the producer sleeps on."""
+        """The bell on which the producer sleeps."""
         return self._keep(Inbox(self.producer_bell))
 
     def ends(self) -> tuple[Sender, Inbox]:
@@ -66,7 +66,7 @@ def checked(number: int, size: int) -> bytes:
 
 
 def number_of(record: bytes) -> int:
-    """The number of a whole record; AssertionError when it is torn."""
+    """The number of a whole record; AssertionError if it is torn."""
     number, crc = CHECKED.unpack_from(record)
     assert zlib.crc32(record[CHECKED.size :]) == crc, f"record {number} is torn"
     return number
@@ -119,7 +119,7 @@ def child(work: Callable[[], None]) -> Iterator[Child]:
 
 
 def until(condition: Callable[[], bool], timeout: float = 10) -> None:
-    """Waits for what another process does."""
+    """Waits for another process's work."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

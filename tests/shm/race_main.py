@@ -1,9 +1,9 @@
-"""Hands records over to a consumer that is about to sleep, many times, and counts the wake-ups that got lost.
+"""Hands records over to a consumer that is about to sleep, many times, and counts lost wake-ups.
 
 `python -m tests.shm.race_main EXTENSION HAND_OVERS MAX_LOST SECONDS`: EXTENSION is a build of _ring.c, or "python" for
 the twin.
 Prints "hand-overs lost". Both sides start each hand-over together, wait a random 0 to 1 us, and then one puts while the
-other parks. Whoever parks and is not rung although a record is there has lost a wake-up.
+other parks. A side that parks and gets no ring although a record is there has lost a wake-up.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def consume(lane, own, peer, words) -> None:
             pass
         if inbox.park():
             while not poller.poll(0):
-                if words[PUT] == number and not poller.poll(0):  # the put is over, nobody will ring any more
+                if words[PUT] == number and not poller.poll(0):  # the put is over: no ring comes any more
                     words[LOST] += 1
                     break
             inbox.unpark()

@@ -61,7 +61,7 @@ class Side:
 
 
 class Talk:
-    """Two actors. The bells of a Pair name producer and consumer, so each side sleeps on the other Pair's bell."""
+    """Two actors. A Pair names its bells by producer and consumer, so each side sleeps on the other's."""
 
     def __init__(self) -> None:
         self.there, self.back = Pair(1 << 16), Pair(1 << 16)

@@ -1,4 +1,4 @@
-"""What the compiler makes of publish and observe: the orders must be in the instructions, not only on x86."""
+"""The compiled code of publish and observe: the memory orders must be in the instructions, not only on x86."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal: what one owner writes the next one reads, wherever the first one was killed."""
+"""The journal: the next owner reads what the first one wrote, wherever that was killed."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_writer_that_is_killed_anywhere_leaves_whole_frames(memory):
 def test_damaged_chains_are_dropped_and_others_kept(memory):
     journal = opened(memory)
     good, bad, twice = journal.add(b"good"), journal.add(b"b" * 2 * BLOCK), journal.add(b"t" * 2 * BLOCK)
-    journal._table[2 * bad + 1] = 1 << 60  # a length that no chain has
+    journal._table[2 * bad + 1] = 1 << 60  # an impossible length of a chain
     journal._table[2 * twice] = journal._table[2 * good]
     journal.close()
     again = opened(memory)

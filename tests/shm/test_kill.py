@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: no torn record, the peer learns of it, nobody else is disturbed, nothing is left behind."""
+"""SIGKILL at any moment: no record is torn, the peer learns of it, others are undisturbed, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.shm.lanes import Child, Pair, checked, child, number_of, payloads
 
 NOTICE = 2.0
-"""Seconds within which the end of a process is known: at once, but on a busy machine at once may take long."""
+"""Seconds within which the end of a process is known; a busy machine may take long."""
 SIZES = (16, 60, 100, 1000, 4000, 8000)
 
 
@@ -55,7 +55,7 @@ def kill_producers(times: int) -> None:
     for _ in range(times):
         with Pair() as pair, child(produce_for_ever(pair)) as process:
             inbox, expected = pair.inbox(), 0
-            inbox.wait(30)  # until it is at work
+            inbox.wait(30)  # until it works
             end = time.monotonic() + rng.random() * 0.02 + 0.005
             killed = False
             while True:
@@ -93,7 +93,7 @@ def kill_consumers(times: int) -> None:
                 else:
                     own.wait(0.002)
             notices.append(kill_and_measure(process))
-            while sender.try_put(bytes(4000)):  # the producer comes to a stop, it does not hang
+            while sender.try_put(bytes(4000)):  # the producer stops, it does not hang
                 pass
             pair.lane.reset(2)
             inbox = pair.inbox()  # a new consumer
@@ -111,7 +111,7 @@ def test_killed_consumers_stop_the_producer_only(ring: str):
 
 
 MANY = {"c": 200, "python": 40}
-"""Kills of each implementation; the one in Python is there to compare with."""
+"""Kills of each implementation; the Python one is there for comparison."""
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_many_killed_consumers(ring: str):
 
 
 def test_the_other_producer_comes_on_as_before(ring: str):
-    """One inbox, two producers; after one is killed the other one is woken for every record and every free half.
+    """One inbox, two producers; after one is killed, the other one is woken for every record and every free half.
 
     All sleep without a limit, so that one lost wake-up ends the test at its deadline.
     """
@@ -160,7 +160,7 @@ def test_the_other_producer_comes_on_as_before(ring: str):
                     assert number_of(record) == counts[index]
                     counts[index] += 1
 
-        read_until(lambda: min(counts) > 2000)  # several times what a lane holds
+        read_until(lambda: min(counts) > 2000)  # several times a lane's capacity
         kill_and_measure(victim)
         enough = counts[1] + 20_000
         read_until(lambda: counts[1] > enough)

@@ -46,7 +46,7 @@ def test_a_memory_file_is_never_executable() -> None:
 
 
 def test_the_kernel_is_asked_for_no_execution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As vm.memfd_noexec=2 demands it."""
+    """As under vm.memfd_noexec=2."""
     asked = kernel(monkeypatch, lambda flags: 0 if flags & MFD_NOEXEC_SEAL else errno.EACCES)
     Segment.create("one", 4096).close()
     assert asked == [SEALABLE | MFD_NOEXEC_SEAL]

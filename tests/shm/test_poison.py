@@ -1,4 +1,4 @@
-"""A lane is checked like input from a stranger: what cannot be right poisons it, and only it."""
+"""A lane is checked like untrusted input: an impossible record poisons it, and only it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(pair: Pair, at: int, word: int) -> None:
         header(100, kind=6),
         header(100, kind=0xFFFF),
         header(100, flags=1),
-        header(108),  # longer than what was published
+        header(108),  # longer than the published bytes
         header(8193),
         header(0xFFFFFFFF),
         PAD | 8,  # a pad that does not end where the data area ends
@@ -48,7 +48,7 @@ def test_an_impossible_record_poisons_the_lane(pair: Pair, word: int):
     assert payloads(inbox.drain()) == [b"first"]
     assert (inbox.poisoned, pair.lane.state) == ([0], "poisoned")
     assert inbox.drain() == []
-    assert inbox.park()  # what is left in it keeps nobody awake
+    assert inbox.park()  # its remaining records keep no process awake
     inbox.unpark()
     with pytest.raises(LaneClosed, match="poisoned"):
         sender.try_put(b"more")

@@ -1,4 +1,4 @@
-"""The sleep handshake under the race it is made for, and proof that the test would see a missing fence."""
+"""The sleep handshake under its race, and a proof that the test would find a missing fence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_no_wake_up_is_lost_with_the_fences(tmp_path: Path):
 
 
 def test_without_the_fences_wake_ups_are_lost(tmp_path: Path):
-    """If this fails, the test above proves nothing. Loads overtake stores on every CPU that is in use."""
+    """If this fails, the test above proves nothing. Loads overtake stores on every common CPU."""
     assert platform.machine() in ("x86_64", "aarch64")
     extension = build(tmp_path, "-DRING_WITHOUT_FENCES")
     _, lost = race(str(extension), 100_000, 10, 20)

@@ -15,7 +15,7 @@ TOP = 1 << 64
 
 
 def start_at(lane: Lane, position: int) -> None:
-    """As if that many bytes had passed already. Before the ends are made."""
+    """Sets the positions as if this many bytes had passed already. Call it before the ends are made."""
     for word in (HEAD, TAIL):
         lane.segment.view[word : word + 8] = (position % TOP).to_bytes(8, "little")
 
@@ -66,7 +66,7 @@ def test_wrong_arguments_raise_and_leave_the_lane_as_it_was(pair: Pair):
 
 @pytest.mark.parametrize("position", [0, TOP - CAPACITY, TOP - 4096, TOP - 8])
 def test_every_size_passes_every_place_around_the_end(pair: Pair, position: int):
-    """Sizes 0 to the largest; the end of the data area is met at many distances, and the position overflows 64 bits."""
+    """Sizes 0 to the largest; records reach the end of the data area anywhere, and the position overflows 64 bits."""
     start_at(pair.lane, position)
     sender, inbox = pair.ends()
     data = random.Random(1).randbytes(CAPACITY)
@@ -121,9 +121,9 @@ def test_full_lane_answers_at_once_and_rings_once_when_half_is_free(pair: Pair):
         start = time.perf_counter()
         assert not sender.try_put(bytes(1016))
         took.append(time.perf_counter() - start)
-    assert sorted(took)[500] < 50e-6  # of so many that other jobs on the machine do not show
+    assert sorted(took)[500] < 50e-6  # so many that other jobs on the machine make no difference
     start, cpu = time.monotonic(), time.process_time()
-    assert not own.wait(0.2)  # nobody drains: the producer sleeps, it does not spin
+    assert not own.wait(0.2)  # no consumer drains: the producer sleeps, it does not spin
     assert time.monotonic() - start >= 0.2
     assert time.process_time() - cpu < 0.1
     wakes = 0
@@ -235,7 +235,7 @@ def test_wait_releases_the_interpreter_and_hears_signals(pair: Pair):
     import threading
 
     _, inbox = pair.ends()
-    threading.Timer(0.05, pair.consumer_bell.ring).start()  # runs only if wait gives the interpreter up
+    threading.Timer(0.05, pair.consumer_bell.ring).start()  # runs only if wait releases the GIL
     assert inbox.wait(10)
 
     def stop(*_: object) -> None:

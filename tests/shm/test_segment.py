@@ -45,7 +45,7 @@ def test_all_pages_exist_from_the_start():
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 70])
 def test_more_memory_than_there_is_names_the_size_and_the_remedy(size: int, monkeypatch: pytest.MonkeyPatch):
-    """The kernel must not even be asked: it would kill processes before it refused."""
+    """The kernel must not be asked: it would kill processes before it refuses."""
     monkeypatch.setattr(os, "posix_fallocate", None)
     with pytest.raises(StartupError, match=rf"no {size} bytes .* 'cache'.* bytes are left.*smaller"):
         Segment.create("cache", size)

@@ -12,7 +12,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lightllm_mp.errors import InvalidRequest, ModelError
-from lightllm_mp.text.chat import compile_template, render_chat
+from lightllm_mp.text.chat.rendering import compile_template, render_chat
 from tests.text.tokenizer_samples import sample
 
 CHAT = [

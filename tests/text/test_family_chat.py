@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.family_samples import BAICHUAN, TURNS, folder_of, qwen_encode, qwen_folder, sentencepiece_folder, write
 

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from lightllm_mp.text.template_budget import MAX_BYTES, Budget, TemplateLimit
-from lightllm_mp.text.template_sandbox import ChatEnvironment
+from lightllm_mp.text.chat.template_budget import MAX_BYTES, Budget, TemplateLimit
+from lightllm_mp.text.chat.template_sandbox import ChatEnvironment
 
 KEEPS = """
 {%- set ns = namespace(all=[], big='x' * 1000000, wide='\N{GRINNING FACE}' * 250000, words='ab ' * 300000) -%}

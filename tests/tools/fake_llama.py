@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stands in for llama-server: not ready at first, then streams as many tokens as asked for, less FAKE_MISSING."""
+"""Stands for llama-server: not ready at first, then streams the requested number of tokens less FAKE_MISSING."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The browser of tests and tools leaves nothing behind, however its program ends; the faults of its pages are seen."""
+"""The browser of tests and tools leaves nothing behind, however its program ends; faults of its pages are recorded."""
 
 from __future__ import annotations
 

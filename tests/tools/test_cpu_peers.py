@@ -1,4 +1,4 @@
-"""tools.bench.cpu_peers: what it measures, how it compares, and that it leaves nothing behind."""
+"""tools.bench.cpu_peers: its figures and ratios; it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flowcharts are drawn from their Mermaid source, without the library."""
+"""Flowcharts from their Mermaid source, without the library."""
 
 from __future__ import annotations
 

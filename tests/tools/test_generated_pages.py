@@ -1,4 +1,4 @@
-"""Generated parts of pages say what the program says."""
+"""Generated parts of pages agree with the program."""
 
 from __future__ import annotations
 

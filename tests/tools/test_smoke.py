@@ -19,7 +19,7 @@ DEADLINE = 60.0
 
 
 def defined(file: Path) -> set[str]:
-    """Functions at the top level of a file, which is not imported."""
+    """Functions at the top level of a file, without importing it."""
     return {node.name for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -32,7 +32,7 @@ TOOLS = [module(file) for file in FILES if "main" in defined(file)]
 
 
 def smoke(tool: str) -> tuple[int, str]:
-    """Exit code and everything it printed. A tool that takes too long is killed with all that it has started."""
+    """Exit code and output. A tool that takes too long is killed with all its processes."""
     command = [sys.executable, "-m", tool, "--smoke"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -61,6 +61,6 @@ def test_what_is_run_is_a_tool_or_its_child() -> None:
 
 
 def test_every_tool_has_the_flag() -> None:
-    """A main that does not look at its arguments would pass every test."""
+    """A main that ignores its arguments would pass every test."""
     sources = {module(file): file.read_text("utf-8") for file in FILES}
     assert [tool for tool in TOOLS if "ToolParser(" not in sources[tool]] == []

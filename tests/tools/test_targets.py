@@ -1,4 +1,4 @@
-"""The table of figures with targets: what a run printed counts, however it ended; and what steps cost at the least."""
+"""The table of figures with targets: a run's printed figures count, however it ended; and the least cost of steps."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ LINE = '{"figure": "speed", "value": 3.0, "unit": "ms", "limit": 1.5, "share": 0
 def test_what_a_hanging_tool_printed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hangs.py").write_text(f"import time\nprint('{LINE}')\nprint('half a line {{')\ntime.sleep(99)\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(targets, "PAUSE", 0.0)
     log = tmp_path / "x.log"
     result = execute(Run("slow", ["hangs"], [Cell("speed", "Speed", 2.0, 4.0), Cell("gone", "Gone", 1.0)]), 2.0, log)
     assert result.figures == [json.loads(LINE)]
@@ -48,7 +49,7 @@ def test_targets_are_met_or_not() -> None:
 
 
 class Built(Exception):
-    """As far as a test goes."""
+    """The point of a run at which the test ends it."""
 
 
 def built(path: Path, arguments: Sequence[str] = (), figures: object = None) -> None:
@@ -57,7 +58,7 @@ def built(path: Path, arguments: Sequence[str] = (), figures: object = None) -> 
 
 
 def test_runs_name_tools_and_flags_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that a lent GPU is waited for must not fail for a typing error."""
+    """A table must not fail for a typing error once it has a GPU."""
     monkeypatch.setattr(model, "ceilings", lambda: AT)
     monkeypatch.setattr(model, "built", built)
     monkeypatch.setattr(start_time, "write_checkpoint", built)
@@ -124,7 +125,7 @@ def test_classes_of_kernels() -> None:
 
 
 def test_every_kernel_of_the_package_has_a_class() -> None:
-    """Else a profile would hide it under the others."""
+    """A profile must not hide it under the others."""
     found = set()
     for file in (ROOT / "lightllm_mp").rglob("*.py"):
         found |= set(re.findall(r"@kernel\([^\n]*\)\ndef (\w+)\(", file.read_text("utf-8")))

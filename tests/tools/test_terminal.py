@@ -1,4 +1,4 @@
-"""The screen of a program, as it is drawn for the docs."""
+"""The screen of a program as the docs show it."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.encoder_batcher import HOPELESS, EncoderBatcher
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid
+from lightllm_mp.vision.tower.encoder_batcher import HOPELESS, EncoderBatcher
 
 
 def image(patches: int, value: float = 0.0) -> Preprocessed:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.encoder_pool import EncoderPool
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.encoder_pool import EncoderPool
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from tests.vision.test_encoder_batcher import Tower, image
 from tests.vision.vision_golden import cases, model, prepared, tensors
 

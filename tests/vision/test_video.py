@@ -27,7 +27,7 @@ from lightllm_mp.vision.placeholders import (
 from lightllm_mp.vision.preprocess import preprocess_video
 from lightllm_mp.vision.sizing import PatchGrid
 from lightllm_mp.vision.spec import VideoSampling, VisionModel
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.video import video_files
 from lightllm_mp.vision.video.video_decode import video_frames
 from lightllm_mp.vision.video.video_files import VideoHeader, pack_frames, read_video, unpacked_frames

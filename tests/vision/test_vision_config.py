@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from lightllm_mp.errors import ModelError
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.digest import content_digest, image_key, model_digest
-from lightllm_mp.vision.tower_loader import load_encoder, load_weights
+from lightllm_mp.vision.tower.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.vision_config import read_vision
 from tests.vision.vision_golden import FOLDERS, GOLDENS, cases, model, prepared
 

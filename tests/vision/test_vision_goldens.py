@@ -10,11 +10,11 @@ import PIL
 import pytest
 import torch
 
-from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import grid_tokens
-from lightllm_mp.vision.tower_loader import load_encoder, load_weights
-from lightllm_mp.vision.tower_ops import TORCH
+from lightllm_mp.vision.tower.encoder import VisionEncoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder, load_weights
+from lightllm_mp.vision.tower.tower_ops import TORCH
 from tests.vision.vision_golden import (
     FOLDERS,
     Case,

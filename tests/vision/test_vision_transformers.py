@@ -13,7 +13,7 @@ from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import Preprocessed, preprocess
 from lightllm_mp.vision.sizing import PatchGrid, budget_resize, edge_resize, smart_resize
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tests.vision.vision_golden import image_bytes, model, with_preprocess
 

@@ -1,4 +1,4 @@
-"""What the form of an answer costs: streams of OpenAI's APIs through one http process, against /generate_stream.
+"""Measures what an API's form costs: streams of OpenAI's APIs through one http process against /generate_stream.
 
     python -m tools.bench.api_formats [--streams 512] [--tokens 64] [--rounds 5]
 
@@ -45,7 +45,7 @@ BODIES: dict[str, dict[str, Any]] = {
 class Round:
     seconds: float
     cpu: float
-    """Of the http process, in seconds."""
+    """CPU time of the http process in seconds."""
     tokens: int
 
     @property
@@ -55,13 +55,13 @@ class Round:
 
     @property
     def each(self) -> float:
-        """CPU time of a token, in microseconds."""
+        """CPU time per token in microseconds."""
         return 1e6 * self.cpu / self.tokens
 
 
 @dataclass
 class Stream(asyncio.Protocol):
-    """One request on one connection, up to the server's close."""
+    """Sends one request on one connection and reads until the server closes it."""
 
     request: bytes
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -111,7 +111,7 @@ async def run(flags: argparse.Namespace, server: subprocess.Popen[bytes], log: P
     for number in range(flags.rounds + 1):
         for api, done in rounds.items():
             one = await run_round(url, http, api, flags.streams, flags.tokens)
-            if number:  # the first warms up
+            if number:  # the first round warms up
                 done.append(one)
     figures = Figures()
     for api, done in rounds.items():

@@ -28,15 +28,15 @@ from tools.harness.gpu import best, captured, new_step, random_step, require_gpu
 
 STORED = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 POOL_BYTES = 400e6
-"""Keys and values of all layers together, so that none is still in the cache when its turn comes; but at least two
-layers, since a layer that comes again begins a new step."""
+"""Bytes of keys and values of all layers together, so that none is still in the cache when its turn comes. There are at
+least two layers: a layer that comes again begins a new step."""
 
 STAGES = (2, 3, 5)
-"""Since keys are found through slots, which are loaded too, 5 is the least that loads a block of keys while another is
-worked on."""
+"""Keys are found through slots, which are loaded too: 5 stages are the fewest that load a block of keys during the work
+on another."""
 
 Lengths = list[tuple[int, int]]
-"""New tokens and context of each sequence."""
+"""(new tokens, context) of each sequence."""
 
 
 def heads(query: int, kv: int, dim: int = 128, **more: Any) -> HeadLayout:
@@ -109,7 +109,7 @@ class Case:
 
     @property
     def least(self) -> float:
-        """Seconds that it takes at the limits."""
+        """Seconds at the limits."""
         at = ceilings()
         return max(self.bytes / at.bandwidth, self.operations / at.product)
 
@@ -119,12 +119,12 @@ class Case:
             self.attention(self.q, layer, batch, self.layout)
 
     def seconds(self, repeats: int = 20) -> float:
-        """Of one layer, inside a CUDA graph of all layers."""
+        """Seconds of one layer, inside a CUDA graph of all layers."""
         return seconds(captured(self.run).replay, repeats=repeats) / len(self.layers)
 
 
 def cases(only: str) -> Iterator[tuple[str, Case, bool]]:
-    """(title, case, whether it decodes) of all whose title has this word."""
+    """(title, case, whether it decodes) of all cases whose title contains the word."""
     for kind, lengths_of in (("decode", DECODE), ("prefill", PREFILL)):
         for (name, layout), (what, lengths) in itertools.product(LAYOUTS.items(), lengths_of.items()):
             for stored_as, stored in STORED.items():
@@ -135,7 +135,7 @@ def cases(only: str) -> Iterator[tuple[str, Case, bool]]:
 
 
 def measure(figures: Figures, title: str, case: Case, decode: bool) -> None:
-    """The share is that of the time at the limits."""
+    """The share is the time at the limits over the measured time."""
     took = case.seconds()
     rate = round(case.bytes / took / 1e9, 1) if decode else round(case.operations / took / 1e12, 1)
     unit, share = "GB/s" if decode else "TFLOP/s", round(case.least / took, 3)
@@ -179,7 +179,7 @@ def sweep_latent() -> None:
 
 
 def swept(table: dict, key: object, trials: Iterable[tuple], cases: list[Case]) -> Any:
-    """Print the best of the trials by their mean share of the limit, and the share in each case; return the best."""
+    """Prints the best trials by their mean share of the limit, with the share in each case; returns the best one."""
     before, shares_of = table[key], {}
 
     def score(blocks: tuple) -> float:

@@ -14,7 +14,7 @@ version=${VERSION:-0.3.36}
 
 case $variant in
     native) flags=(-DGGML_NATIVE=ON) ;;
-    # With GGML_NATIVE off, what is not named here is off, all of AVX-512 too.
+    # With GGML_NATIVE off, all that is not named here is off, also AVX-512.
     avx2) flags=(-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
                  -DGGML_AVX512=OFF -DGGML_AVX_VNNI=OFF) ;;
     *) echo "build_llama.sh: $variant is neither native nor avx2" >&2; exit 2 ;;

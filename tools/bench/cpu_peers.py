@@ -1,4 +1,4 @@
-"""This engine, llama.cpp and transformers on one CPU: same weights, same threads, same prompts, interleaved.
+"""Compares this engine, llama.cpp and transformers on one CPU: same weights, threads and prompts, interleaved.
 
     python -m tools.bench.cpu_peers --llama-server FOLDER/native/llama-server [--rounds 5] [--json FILE]
     python -m tools.bench.cpu_peers --llama-server FOLDER/avx2/llama-server --cpu avx2
@@ -9,12 +9,12 @@
 llama-cpp-python; without --llama-server its columns are empty. transformers needs the extra `bench`; it gets dense
 weights made from the same GGUF file, in float32 and in bfloat16.
 
-First each program is started alone, in turn, for the time to its first answer about its health and for its memory. Then
-all are up, and each figure is measured on one after the other while the rest idle: the last line says how much CPU they
-take meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
+First each program starts alone, for its memory and the time to its first answer about its health. Then all run, and
+each figure is measured on one after the other while the rest idle: the last line says how much CPU they take
+meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
 llama.cpp are asked over HTTP and stream; transformers gets all requests of a figure as one padded batch, in its own
-process. Every answer has exactly the tokens that were asked for. On a shared machine each measurement waits until other
-programs are quiet, and is repeated where they were not. Medians of the undisturbed rounds are shown.
+process. Every answer has exactly the requested number of tokens. On a shared machine each measurement waits until
+other programs are quiet and is repeated if they were not. The table has medians of the undisturbed rounds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tools.harness.figures import say
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-"""What keeps torch's own kernels and libraries to AVX2."""
+"""Environment that limits torch's own kernels and libraries to AVX2."""
 LEVEL = """
 from lightllm_mp.kernels.cpu import runtime
 runtime.obey_environment()
@@ -57,7 +57,7 @@ print(runtime.native() and runtime.native().level())
 
 
 def describe(flags: argparse.Namespace, model: Path, environment: dict[str, str]) -> dict[str, str]:
-    """What was measured, on what. Raises PeerError for a llama-server that does not suit --cpu."""
+    """The heading: what is measured on which machine. Raises PeerError for a llama-server that does not suit --cpu."""
     facts = {
         "date": time.strftime("%Y-%m-%d"),
         "CPU": f"{cpu_name()}, {len(os.sched_getaffinity(0))} usable",
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def choose(flags: argparse.Namespace) -> list[Figure]:
-    """The figures that --only names. Raises PeerError where it names none."""
+    """The figures that --only names. Raises PeerError if it names none."""
     figures = [*STARTS, *works(flags.prefill, flags.depth, flags.requests, flags.tokens)]
     if not flags.only:
         return figures
@@ -178,7 +178,7 @@ def run(flags: argparse.Namespace, folder: Path) -> None:
     whole = Run(peers, figures, vocab, flags.rounds, flags.minutes, machine)
     try:
         whole.measure()
-    finally:  # what was measured is shown, however this ends
+    finally:  # show the measured figures however the run ends
         show(facts, figures, whole.results)
         if flags.json:
             flags.json.write_text(json.dumps(as_json(facts, figures, whole.results), indent=1) + "\n", "utf-8")
@@ -214,7 +214,7 @@ def as_json(facts: dict[str, str], figures: list[Figure], results: Results) -> d
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the programs end too
     if flags.transformers and importlib.util.find_spec("transformers") is None:
         say("cpu_peers: transformers is not installed (the extra `bench`): its columns stay empty")
         flags.transformers = False

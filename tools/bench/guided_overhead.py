@@ -1,11 +1,11 @@
-"""What constraints cost: the gap between two tokens of streams with and without a constraint, on a server of its own.
+"""Measures what constraints cost: the gap between two tokens of streams with and without a constraint.
 
     python -m tools.bench.guided_overhead [--rows 16] [--tokens 100] [--rounds 5] [--run-ahead 0|1]
                                           [--model FOLDER] [--load-format dummy]
 
-Rounds alternate between free answers, answers under a regex that allows nearly everything, and answers under a JSON
-schema of long strings, all of the same length. Prints for each the median gap, a round's time over its tokens, and the
-ratios to free answers, of rounds beside each other.
+Starts a server. Rounds alternate between free answers, answers under a regex that allows nearly everything, and answers
+under a JSON schema of long strings, all of the same length. Prints for each the median gap, a round's time over its
+tokens, and the ratios to the free answers of the neighbouring round.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def gaps(server: Server, number: int, tokens: int, constraint: dict[str, Any]) -> list[float]:
-    """Seconds between the events of one stream, but for the first."""
+    """Seconds between the events of one stream, without the first gap."""
     rules = {"max_new_tokens": tokens, "ignore_eos": True, "do_sample": True, "seed": number, "temperature": 0.7}
     body = {"inputs": f"Write {number} sentences about the sea.", "parameters": rules | constraint}
     request = urllib.request.Request(f"{server.base_url}/generate_stream", json.dumps(body).encode())

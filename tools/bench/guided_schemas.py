@@ -1,4 +1,4 @@
-"""Asks the default model for answers to random JSON schemas and validates what it finishes with `jsonschema`.
+"""Asks the default model for answers to random JSON schemas and validates finished ones with `jsonschema`.
 
     python -m tools.bench.guided_schemas [--schemas 1000] [--seed 0] [--clients 16] [--model FOLDER]
 

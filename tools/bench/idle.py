@@ -1,9 +1,9 @@
-"""What an idle server costs: CPU, wake-ups and memory of each process.
+"""Measures an idle server: CPU, wake-ups and memory of each process.
 
     python -m tools.bench.idle [--seconds 20] [flags of lightllm-mp serve]
 
-Starts a server, of the default model if no other is named, waits until it has settled, and reads /proc before and
-after. CPU in percent of one core; private memory, so shared lanes and arenas are not counted.
+Starts a server (of the default model unless a flag names another), waits until it has settled, and reads /proc before
+and after. CPU is in percent of one core. Memory is private memory, without shared lanes and arenas.
 """
 
 from __future__ import annotations

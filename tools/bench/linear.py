@@ -36,9 +36,9 @@ from tools.harness.gpu import MODELS, SPECS, best, captured, device_facts, requi
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWEPT = (16, 32, 64, 128, 256)
-"""Rows that a choice of blocks is made at; fewer rows than 16 use the choice of 16."""
+"""Numbers of rows for which blocks are chosen; fewer rows than 16 use the choice for 16."""
 BYTES = 160 << 20
-"""Of weights gone over in a graph: three times the cache."""
+"""Bytes of weights that a graph reads: three times the cache."""
 LAUNCHES = 12
 GROUP = 128
 DTYPE = torch.bfloat16
@@ -60,7 +60,7 @@ MANY: list[Tile] = [
 FEW_ROWS = 32
 SHARED_BYTES = 222 << 10
 MOST_WARPS = 20
-"""Of a multiprocessor: more do not find registers."""
+"""Warps of a multiprocessor: more do not find registers."""
 WEIGHT_BYTES = {"plain": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
 MADE = {
     "plain": lambda w: prepare_linear(w, None),
@@ -92,7 +92,7 @@ def trials(form: str, rows: int) -> list[LinearBlocks]:
 
 
 def shapes(models: Sequence[str], wanted: Sequence[str], ranks: int = 1) -> dict[tuple[int, int], list[str]]:
-    """(outputs, inputs) to the projections that have it, on one of so many tensor-parallel ranks."""
+    """(outputs, inputs) -> the projections with this shape on one of this many tensor-parallel ranks."""
     found: dict[tuple[int, int], list[str]] = {}
     for name in models:
         spec = SPECS[name]
@@ -110,7 +110,7 @@ def shapes(models: Sequence[str], wanted: Sequence[str], ranks: int = 1) -> dict
 
 
 class Case:
-    """One weight's copies in one form, and in plain form as cuBLAS takes it."""
+    """The copies of one weight in one form, and in plain form as cuBLAS takes it."""
 
     def __init__(self, form: str, n: int, k: int) -> None:
         self.form, self.n, self.k = form, n, k
@@ -131,7 +131,7 @@ class Case:
         return self.microseconds(lambda w: matmul(x, w, None, DTYPE), self.plain)
 
     def stream(self, rows: int, trials: Iterable[LinearBlocks]) -> list[tuple[float, LinearBlocks]]:
-        """(us, blocks) of those that fit the weight and the GPU, the fastest first."""
+        """(us, blocks) of the trials that fit the weight and the GPU, the fastest first."""
         x = self.x(rows)
 
         def score(blocks: LinearBlocks) -> float:
@@ -142,7 +142,7 @@ class Case:
         return [(-score, blocks) for score, blocks in best(fitting, score)]
 
     def others(self, rows: int) -> Iterator[tuple[str, float]]:
-        """What else there is for this form."""
+        """The other kernels for this form."""
         x = self.x(rows)
         if self.form == "plain" and rows == 1:
             yield "one token", self.microseconds(lambda w: of_one_token(x, w, DTYPE), self.weights)
@@ -158,7 +158,7 @@ class Case:
         return torch.randn((rows, self.k), device="cuda", dtype=DTYPE)
 
     def check(self, rows: int, blocks: LinearBlocks) -> None:
-        """The product against that of the expanded weight."""
+        """Compares the product with that of the expanded weight."""
         x, weight = self.x(rows), self.weights[0]
         plain = weight.weight if self.form == "plain" else quantised.expand(weight, torch.float32)
         expected = x.float() @ plain.float().t()
@@ -175,7 +175,7 @@ def _cloned(made: Streamed) -> Streamed:
 
 
 def measure(figures: Figures, form: str, size: tuple[int, int], names: list[str], all_rows: Sequence[int]) -> None:
-    """All figures of one weight. Those of the streaming kernel at fewer rows than are swept are of the best blocks."""
+    """All figures of one weight. For fewer rows than the sweep has, the streaming kernel uses the best blocks."""
     case, chosen = Case(form, *size), dict[int, LinearBlocks]()
 
     def add(rows: int, kernel: str, time: float, blocks: LinearBlocks | None = None) -> None:
@@ -229,7 +229,7 @@ def table(form: str, figures: list[Figure], sizes: dict[tuple[int, int], list[st
 
 
 def choices(form: str, figures: list[Figure]) -> None:
-    """The blocks that are best for all weights together, as lines of `tuned_linear`."""
+    """The best blocks for all weights together, as lines of `tuned_linear`."""
     print(f"\n{form}:")
     for rows in SWEPT:
         times: dict[LinearBlocks, list[float]] = {}
@@ -244,7 +244,7 @@ def choices(form: str, figures: list[Figure]) -> None:
 
 
 def compile_part(forms: list[str], part: int, parts: int) -> None:
-    """Compiles every `parts`-th kernel, by running it on something small."""
+    """Compiles every `parts`-th kernel by running it on a small input."""
     todo = [(form, rows, blocks) for form in forms for rows in SWEPT[:-1] for blocks in trials(form, rows)]
     todo = list({(form, rows, blocks._replace(programs=1)): None for form, rows, blocks in todo})
     for form, rows, blocks in todo[part::parts]:
@@ -257,7 +257,7 @@ def compile_part(forms: list[str], part: int, parts: int) -> None:
 
 
 def compile_all(forms: list[str]) -> None:
-    """Fills Triton's cache from as many processes as there are cores; each needs about half a gigabyte of the GPU."""
+    """Fills Triton's cache from one process per core; each needs about half a gigabyte of the GPU."""
     parts = min(14, os.cpu_count() or 1)
     how = ["--early" if launch.EARLY_START else "--no-early"]
     command = [sys.executable, "-m", "tools.bench.linear", "--forms", ",".join(forms), *how, "--compile"]

@@ -1,11 +1,11 @@
-"""Scores of lm-eval over this server's APIs beside those of transformers with the same weights.
+"""Compares scores of lm-eval over this server's APIs with those of transformers with the same weights.
 
     python -m venv /tmp/lm && /tmp/lm/bin/pip install 'lm-eval[api,hf]==0.4.13'
     python -m tools.bench.lm_eval_scores --lm-eval /tmp/lm/bin/lm_eval
 
 The default model, with dense weights and in float32 on both sides, answers 20 questions: as multiple choice
-(log-likelihoods of token ids, with echo), and as text that is generated, plain and as a chat. Ends with 1 if a score, a
-text, or a choice differs.
+(log-likelihoods of token ids, with echo), and as generated text, plain and as a chat. Exit code 1 if a score, a text or
+a choice differs.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ filter_list: [{name: word, filter: [{function: regex, regex_pattern: '(\\w+)'}, 
 """,
 }
 ANSWERS = "filtered_resps"
-"""Field of a sample: for each choice its log-likelihood, and whether it is greedy."""
+"""Field of a sample: the log-likelihood of each choice, and whether it is greedy."""
 CLOSE = 1e-3
-"""Two log-likelihoods in float32."""
+"""Tolerance of two log-likelihoods in float32."""
 
 
 def write_files(folder: Path) -> None:
@@ -82,7 +82,7 @@ def write_files(folder: Path) -> None:
 
 
 def evaluate(program: str, folder: Path, model: str, options: str, tasks: str, limit: int, *more: str) -> Path:
-    """Run lm-eval; returns the folder of its results."""
+    """Runs lm-eval; returns the folder of its results."""
     out = folder / f"{model}-{tasks}-{len(more)}"
     words = ["run", "--model", model, "--model_args", options, "--tasks", tasks, "--include_path", str(folder)]
     words += ["--batch_size", "1", "--limit", str(limit), "--output_path", str(out), "--log_samples", *more]
@@ -97,7 +97,7 @@ def samples(out: Path, task: str) -> list[dict[str, Any]]:
 
 
 def agree(ours: Path, theirs: Path, task: str) -> bool:
-    """Whether both sides answer alike; prints their scores."""
+    """Prints the scores; returns whether both sides agree."""
     metric = "acc" if task == CHOICE else "exact_match"
     pairs = list(zip(samples(ours, task), samples(theirs, task), strict=True))
     scores = [sum(row[metric] for row in side) / len(side) for side in zip(*pairs, strict=True)]

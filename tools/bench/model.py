@@ -1,11 +1,11 @@
-"""All figures of one model on this machine, through scheduler and executor, from one start of the engine.
+"""Measures one model on this machine, through scheduler and executor, with one start of the engine.
 
     python -m tools.bench.model --shape llama3-8b [--parts decode,prefill,served] [--json FILE] [flags of serve]
     python -m tools.bench.model --model-dir DIR --parts profile --num-requests 2000
 
-Parts: decode: steps of sequences that are decoded for ever, one step planned ahead, as a server does it. prefill: until
-all of some prompts have their first token. served: the workload of `tools.bench.offline`. profile: the same, with what
-the device does in 200 steady steps by class of kernel. Shapes have random weights. Shares are of what this GPU reaches
+Parts: decode: steps of sequences that never end, with one step planned ahead, as in a server. prefill: until all of
+some prompts have their first token. served: the workload of `tools.bench.offline`. profile: the same, with the device's
+time in 200 steady steps by class of kernel. Shapes have random weights. Shares are of what this GPU reaches
 (tools/harness/ceilings.py) for the bytes and operations of the steps (tools/harness/step_limits.py).
 """
 
@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +34,7 @@ from tools.harness.step_limits import StepLimits
 
 PARTS = ("decode", "prefill", "served", "profile")
 LARGEST_BYTE = 64
-"""Of random keys and values in 8 bits: no number of theirs is infinite."""
+"""Bounds of random keys and values in 8 bits: none is infinite."""
 SHARE_OF_ONE = 1 / 64
 """Scale of such keys and values."""
 
@@ -90,21 +90,16 @@ def prefill(figures: Figures, engine: BuiltEngine, limits: StepLimits, flags: Na
         figures.add_limited(f"{title}: rate", count * length / run.seconds, "tokens/s", count * length / least)
 
 
-def served(
-    figures: Figures,
-    engine: BuiltEngine,
-    limits: StepLimits,
-    flags: Namespace,
-    watch: Callable[[int], None] = lambda step: None,
-    name: str = "served: ",
-) -> None:
+def served(figures: Figures, engine: BuiltEngine, limits: StepLimits, flags: Namespace) -> None:
     todo = requests(flags.num_requests, flags.lengths, engine.facts.engine.vocab_size)
-    report(figures, serve(engine, todo, flags.rate, watch), len(todo), limits, name)
+    report(figures, serve(engine, todo, flags.rate), len(todo), limits, "served: ")
 
 
 def profiled(figures: Figures, engine: BuiltEngine, limits: StepLimits, flags: Namespace) -> None:
+    count = min(flags.num_requests, flags.profile_requests)
+    todo = requests(count, flags.lengths, engine.facts.engine.vocab_size)
     recorder = Recorder(flags.profile_from, flags.profile_steps)
-    served(figures, engine, limits, flags, recorder, "served with the profiler: ")
+    serve(engine, todo, flags.rate, recorder)
     recorder.stop()
     recorder.report(figures, "profile")
 
@@ -126,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-requests", type=int, default=2000)
     parser.add_argument("--lengths", default="sharegpt", help="of prompts and answers, as of `lightllm-mp bench`")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second; 0: all at once")
-    parser.add_argument("--profile-from", type=int, default=400, help="steps before those that are profiled")
+    parser.add_argument("--profile-requests", type=int, default=1200, help="at the most")
+    parser.add_argument("--profile-from", type=int, default=250, help="steps before those that are profiled")
     parser.add_argument("--profile-steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
     flags, engine_flags = parser.parse_some(argv)

@@ -12,21 +12,23 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from lightllm_mp.kernels.quantised import BlockRows, BlockWeight
+from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, ScaledWeight
 from lightllm_mp.kernels.table import Routing
-from lightllm_mp.kernels.triton.moe import few_tokens, moe, tuned_moe
+from lightllm_mp.kernels.triton.linear.fp8 import GROUP
+from lightllm_mp.kernels.triton.moe import moe, tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.grouped_gemm import down as grouped_down
 from lightllm_mp.kernels.triton.moe.grouped_gemm import gate_up as grouped_gate_up
 from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4
 from lightllm_mp.kernels.triton.moe.routing import route
-from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ProductBlocks
-from lightllm_mp.models.checkpoint.dummy_weights import BLOCK_SCALE
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks, ExpertBlocks, ProductBlocks
+from lightllm_mp.models.checkpoint.dummy_weights import BLOCK_SCALE, SCALE
 from tools.harness.ceilings import ceilings
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures
@@ -34,7 +36,11 @@ from tools.harness.gpu import best, captured, require_gpus, seconds
 
 TOKENS = (1, 16, 64, 256, 2048, 8192)
 CACHE = 200e6
-"""Bytes of weights that one pass reads at least, so that none of them is still in the cache."""
+"""Least bytes of weights that one pass reads, so that none of them is still in the cache."""
+
+
+BYTES = {"plain": 2.0, "fp8": 1 + 4 / 128, "mxfp4": 17 / 32}
+"""Of a weight."""
 
 
 class Shape(NamedTuple):
@@ -42,19 +48,22 @@ class Shape(NamedTuple):
     top_k: int
     hidden: int
     intermediate: int
-    mxfp4: bool = False
+    form: str = "plain"
+    """Of the weights: `plain` (bfloat16), `fp8` in blocks of 128 x 128, or `mxfp4`."""
 
     @property
     def matrix_bytes(self) -> float:
         """Bytes of one of the three matrices of an expert."""
-        return self.hidden * self.intermediate * (17 / 32 if self.mxfp4 else 2)
+        return self.hidden * self.intermediate * BYTES[self.form]
 
 
 MODELS = {
     "mixtral-8x7b": Shape(8, 2, 4096, 14336),
     "qwen3-30b-a3b": Shape(128, 8, 2048, 768),
     "deepseek-v2-lite": Shape(64, 6, 2048, 1408),
-    "gpt-oss-20b": Shape(32, 4, 2880, 2880, mxfp4=True),
+    "qwen3-30b-a3b-fp8": Shape(128, 8, 2048, 768, "fp8"),
+    "qwen3.5-35b-a3b": Shape(256, 8, 2048, 512),
+    "gpt-oss-20b": Shape(32, 4, 2880, 2880, "mxfp4"),
 }
 
 
@@ -73,19 +82,20 @@ class Case:
         used = [route(x, self.how)[1].unique().numel() for x in self.logits]
         self.used = sum(used) / len(used)
         self.operations = tokens * self.top_k * 2 * hidden * n
-        """Of one of the three products."""
+        """Operations of one of the three products."""
 
     def least(self, matrices: int) -> float:
         """Seconds."""
         at = ceilings()
-        return matrices * max(self.used * self.shape.matrix_bytes / at.bandwidth, self.operations / at.product)
+        rate = at.product_fp8 if self.shape.form == "fp8" else at.product
+        return matrices * max(self.used * self.shape.matrix_bytes / at.bandwidth, self.operations / rate)
 
     def run(self) -> None:
         for logits, prepared in zip(self.logits, self.weights, strict=True):
             moe.experts(self.x, prepared, *route(logits, self.how), "silu")
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Of one layer."""
+        """Seconds of one layer."""
         return seconds(captured(work).replay, repeats=10) / self.layers
 
 
@@ -95,8 +105,8 @@ _layers: dict[tuple[str, int], moe.StackedExperts] = {}
 def random_layer(name: str, i: int) -> moe.StackedExperts:
     """The weights of a model's i-th layer, made once."""
     if (name, i) not in _layers:
-        experts, _, k, n, in_blocks = MODELS[name]
-        make = random_blocks if in_blocks else random_weights
+        experts, _, k, n, form = MODELS[name]
+        make = MAKE[form]
         _layers[name, i] = moe.prepare_experts(make(experts, 2 * n, k), make(experts, k, n))
     return _layers[name, i]
 
@@ -111,6 +121,19 @@ def random_blocks(experts: int, n: int, k: int) -> tuple[BlockWeight, ...]:
     return tuple(BlockWeight((BlockRows(one, MXFP4),)) for one in rows)
 
 
+def random_scaled(experts: int, n: int, k: int) -> ScaledWeight:
+    """fp8 in blocks of 128 x 128."""
+    scales = torch.rand(experts, n // GROUP, k // GROUP, device="cuda").mul_(SCALE).repeat_interleave(GROUP, 1)
+    return ScaledWeight((random_weights(experts, n, k) / SCALE).to(torch.float8_e4m3fn), scales, GROUP)
+
+
+MAKE: dict[str, Callable[[int, int, int], Any]] = {
+    "plain": random_weights,
+    "fp8": random_scaled,
+    "mxfp4": random_blocks,
+}
+
+
 def measure(figures: Figures, case: Case) -> None:
     took, least = case.seconds(case.run), case.least(3)
     shares = {"limit": round(least * 1e6, 1), "share": round(least / took, 3), "used": case.used}
@@ -118,9 +141,13 @@ def measure(figures: Figures, case: Case) -> None:
 
 
 def sweep(case: Case) -> None:
-    """Prints the best blocks of each product, and what the rest of the layer takes."""
-    if case.tokens <= tuned_moe.ALONE_TOKENS and not case.shape.mxfp4:
+    """Prints the best blocks of each product and the time of the rest of the layer."""
+    alone = tuned_moe.PACKED_ALONE_TOKENS if case.shape.form == "mxfp4" else tuned_moe.ALONE_TOKENS
+    if case.tokens <= alone:
         sweep_alone(case)
+        return
+    if case.shape.form == "fp8" and case.tokens > moe.MOST_ROWS_BEFORE_8_BITS:
+        sweep_in_8_bits(case)
         return
     x, experts = case.x, case.shape.experts
     mean = case.tokens * case.top_k / experts
@@ -162,6 +189,35 @@ def sweep(case: Case) -> None:
     print(f"  sum {case.seconds(combine) * 1e6:.1f} us", flush=True)
 
 
+def sweep_in_8_bits(case: Case) -> None:
+    """Blocks of all rows that fit, of the whole layer: what is best for one product need not share its rows with the
+    best for the other."""
+    tokens, experts = case.tokens, case.shape.experts
+    mean = tokens * case.top_k / experts
+    print(f"{case.name}: {tokens} tokens in 8 bits, {mean:.1f} rows an expert", flush=True)
+    kept = tuned_moe.FP8
+    for rows in (16, 32, 64, 128):
+        if not min(64, mean / 4) <= rows <= max(16, 8 * mean):
+            continue
+        together = 8 if rows == 128 else 4
+        first = ProductBlocks(128, 128, 8 if rows > 32 else 4, 3)
+        seconds = [ProductBlocks(*one) for one in itertools.product((64, 128), (128,), (4, 8), (3, 4))]
+
+        def score(up: ProductBlocks, down: ProductBlocks, rows: int = rows, together: int = together) -> float:
+            tuned_moe.FP8 = [(float("inf"), ExpertBlocks(rows, up, down, together))]
+            return case.least(3) / case.seconds(case.run)
+
+        downs = best(seconds, partial(score, first))
+        if not downs:
+            continue
+        chosen = downs[0][1]
+        firsts = [ProductBlocks(*one) for one in itertools.product((128,), (128,), (4, 8), (3, 4))]
+        ups = best(firsts, partial(score, down=chosen))
+        for share, up in ups[:3]:
+            print(f"    {share:.3f} {ExpertBlocks(rows, up, chosen, together)}", flush=True)
+    tuned_moe.FP8 = kept
+
+
 def trials(rows: int, matrices: int) -> Iterator[ProductBlocks]:
     if rows < 64:
         sizes = itertools.product((32, 64, 128) if matrices == 1 else (16, 32, 64), (64, 128, 256), (4,), (3, 5))
@@ -173,17 +229,21 @@ def trials(rows: int, matrices: int) -> Iterator[ProductBlocks]:
 
 
 def sweep_alone(case: Case) -> None:
-    for name in ("ALONE_GATE_UP", "ALONE_DOWN"):
-        kept = getattr(few_tokens, name)
+    """The best blocks of the first product stay for the second."""
+    packed = case.shape.form == "mxfp4"
+    sizes = itertools.product((1, 2, 4, 8) if packed else (1, 2, 4), (512, 1024, 2048, 4096), (2, 4, 8))
+    tried, prefix = [AloneBlocks(*size) for size in sizes], "PACKED_" if packed else ""
+    for name in (prefix + "ALONE_GATE_UP", prefix + "ALONE_DOWN"):
+        kept = getattr(tuned_moe, name)
 
         def score(by: AloneBlocks, name: str = name) -> float:
-            setattr(few_tokens, name, by)
+            setattr(tuned_moe, name, by)
             return case.least(3) / case.seconds(case.run)
 
-        sizes = itertools.product((1, 2, 4), (512, 1024, 2048), (2, 4, 8))
-        for share, by in best((AloneBlocks(*size) for size in sizes), score)[:4]:
-            print(f"{case.name}: 1 token, {name} {share:.3f} {by}", flush=True)
-        setattr(few_tokens, name, kept)
+        found = best(tried, score)
+        for share, by in found[:4]:
+            print(f"{case.name}: {case.tokens} tokens one by one, {name} {share:.3f} {by}", flush=True)
+        setattr(tuned_moe, name, found[0][1] if found else kept)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,10 +252,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--alone", type=int, help="tokens up to which each token reads its own experts' weights")
+    parser.add_argument("--in-8-bits-from", type=int, help="tokens from which fp8 weights meet activations in fp8")
     parser.add_argument("--json", type=Path)
     flags = parser.parse(argv)
     require_gpus()
-    tuned_moe.ALONE_TOKENS = tuned_moe.ALONE_TOKENS if flags.alone is None else flags.alone
+    if flags.alone is not None:
+        tuned_moe.ALONE_TOKENS = tuned_moe.PACKED_ALONE_TOKENS = flags.alone
+    if flags.in_8_bits_from is not None:
+        moe.MOST_ROWS_BEFORE_8_BITS = flags.in_8_bits_from - 1
     figures = Figures()
     with torch.inference_mode():
         for name in flags.model or MODELS:

@@ -1,10 +1,10 @@
-"""The minutes of a new user: from a fresh clone to the first answer in the browser, by the README's command.
+"""Measures a new user's time from a fresh clone to the first answer in the browser, by the README's command.
 
     python -m tools.bench.new_user [--source URL] [--folder DIR] [--question TEXT] [--json FILE]
 
 Clones the repository into a new folder, runs `bash scripts/dev.sh serve` there, opens the address that the server
-prints in a headless Chromium, and asks. What pip and the distribution have in their caches is used, and said: the time
-of a first run is mostly that of downloads.
+prints in a headless Chromium, and asks. The caches of pip and the distribution are used; the output says so, since
+downloads are most of a first run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = re.compile(r"^\s+url\s+(http\S+)", re.MULTILINE)
 OWN = ("PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV")
-"""What belongs to this tool's environment and not to a new user's."""
+"""Variables of this tool's environment that a new user does not have."""
 
 
 class Clock:
@@ -51,7 +51,7 @@ class Clock:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], folder: Path, clock: Clock) -> Iterator[str]:
-    """The address that the server prints; at the end it is stopped with all that it has started."""
+    """Yields the address that the server prints; at the end stops the server and all its processes."""
     environment = {name: value for name, value in os.environ.items() if name not in OWN}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -76,7 +76,7 @@ def started(command: Sequence[str], folder: Path, clock: Clock) -> Iterator[str]
 
 
 def chat(browser: Browser, base_url: str, question: str, clock: Clock) -> str:
-    """What the model answers."""
+    """The model's answer."""
     context, _ = new_context(browser, base_url)
     page = context.new_page()
     page.goto("/")
@@ -93,7 +93,7 @@ def chat(browser: Browser, base_url: str, question: str, clock: Clock) -> str:
 
 
 def cached() -> str:
-    """What pip finds on this machine."""
+    """The packages that pip finds on this machine."""
     known = subprocess.run([sys.executable, "-m", "pip", "cache", "info"], capture_output=True, text=True)
     sizes = re.findall(r"size: (.+)", known.stdout)
     return ", ".join(sizes) or "nothing"
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with chromium() as browser:
             clock = Clock(figures)
             command = ["bash", "scripts/dev.sh", "serve", "--port", "0"]
-            if flags.smoke:  # from this checkout, as it is installed
+            if flags.smoke:  # from this checkout as installed
                 folder.rmdir()
                 folder.symlink_to(ROOT)
                 command = [sys.executable, "-m", "lightllm_mp", "serve", "--port", "0"]

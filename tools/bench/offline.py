@@ -1,11 +1,11 @@
-"""The served workload without server: scheduler and executor in one process, one step planned ahead.
+"""Runs the served workload without a server: scheduler and executor in one process, one step planned ahead.
 
     python -m tools.bench.offline [--num-requests 2000] --model-dir DIR [--load-format dummy] [...]
 
 More flags are those of `lightllm-mp serve`. What `lightllm-mp bench` reaches over HTTP should be within a few percent.
-Prints one JSON line a figure: requests a second, and by kind of step how many there were, how long they took from
-answer to answer, and what they computed; throughput with its share of what this GPU could do at the most with the same
-steps. `tools.bench.model` measures steps besides.
+Prints one JSON line a figure: requests per second, and by kind of step their number, the time from answer to answer,
+and the work; throughput with its share of what this GPU could reach with the same steps. `tools.bench.model` measures
+single steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tools.harness.step_limits import StepLimits, limits_of
 
 
 def requests(count: int, lengths: str, vocab: int, answers: str = "") -> list[Tokenized]:
-    """`answers`: their lengths, where they are not those of the prompts."""
+    """`answers`: lengths of the answers, if they are not those of the prompts."""
     return [
         Tokenized(
             rid=i,
@@ -55,7 +55,7 @@ class ServedStep:
     """One step of a run."""
 
     seconds: float
-    """From the answer before to its own."""
+    """Seconds from the previous answer to this one."""
     seqs: Ints
     """`Plan.seqs`"""
 
@@ -93,7 +93,7 @@ class ServedRun:
 def serve(
     engine: BuiltEngine, todo: list[Tokenized], rate: float = 0.0, watch: Callable[[int], None] = lambda step: None
 ) -> ServedRun:
-    """All requests, at `rate` a second; 0: all at once. `watch` is called with the number of steps that are done."""
+    """Runs all requests at `rate` per second; 0: all at once. `watch` gets the number of finished steps."""
     executor, ahead = engine.executor, engine.facts.engine.run_ahead + 1
     scheduler = Scheduler(replace(engine.facts.engine, eos_ids=engine.facts.eos_ids, prompt_cache=False))
     sent, plans, done = 0, list[bytes](), list[tuple[float, bytes]]()
@@ -119,7 +119,7 @@ def serve(
 
 
 def report(figures: Figures, run: ServedRun, count: int, limits: StepLimits, name: str = "") -> None:
-    """`count` requests were served."""
+    """Prints the figures of `count` served requests."""
     rate = count / run.seconds
     figures.add_limited(f"{name}throughput", rate, "requests/s", count / run.least(limits))
     figures.add(f"{name}whole run", run.seconds, "s")
@@ -134,7 +134,7 @@ def report(figures: Figures, run: ServedRun, count: int, limits: StepLimits, nam
 
 
 def built(path: Path, arguments: Sequence[str], figures: Figures) -> tuple[BuiltEngine, StepLimits]:
-    """An engine with flags of `lightllm-mp serve`, and what its steps cost. Raises ConfigError or ModelError."""
+    """An engine with flags of `lightllm-mp serve`, and the costs of its steps. Raises ConfigError or ModelError."""
     config, _ = resolve(["--running-max-req-size", "512", "--model-dir", str(path), *arguments], os.environ)
     source, began = ModelSource(path), time.perf_counter()
     engine = build_engine(describe(source, weights=False, images=False), config.model, config.engine)

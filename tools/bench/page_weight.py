@@ -1,9 +1,9 @@
-"""What the page weighs and how soon it is there: bytes as they travel, requests, first contentful paint.
+"""Measures the page: bytes on the network, requests, time to the first contentful paint.
 
     python -m tools.bench.page_weight [--loads 9] [--json FILE] [flags of lightllm-mp serve]
 
-Starts a server, of the default model if no other is named, and loads `/` in a headless Chromium with empty caches, on
-this machine's own network. `first load` is what the browser fetches by itself until the network is quiet; every other
+Starts a server (of the default model unless a flag names another) and loads `/` in a headless Chromium with empty
+caches, on this machine. `first load` is what the browser fetches by itself until the network is quiet; every other
 file of the page is lazy: it is fetched when an answer has code, a formula, and so on. Bytes are those of the bodies as
 the server sends them to a browser that takes gzip; headers are not counted.
 """
@@ -43,13 +43,13 @@ class Load:
     """One load of the page with empty caches."""
 
     paths: list[str]
-    """What was asked of the server, in order."""
+    """Paths that the page requested, in order."""
     elsewhere: list[str]
-    """Addresses of other hosts."""
+    """Requested addresses of other hosts."""
     paint_ms: float
-    """From the start of the navigation to the first contentful paint."""
+    """Milliseconds from the start of the navigation to the first contentful paint."""
     loaded_ms: float
-    """To the load event."""
+    """Milliseconds to the load event."""
 
 
 def load(browser: Browser, base_url: str, path: str = "/") -> Load:

@@ -1,4 +1,4 @@
-"""The table that cpu_peers.py prints: what stands for all rounds, and how the engine compares."""
+"""Makes the table of cpu_peers.py: one value for all rounds, and the engine's ratios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = ("figure", "engine", "llama.cpp", "ratio", "transformers fp32", "bf16", "
 
 
 class Summary(NamedTuple):
-    """What stands for all rounds."""
+    """The value that stands for all rounds."""
 
     value: float
     disturbed: bool
@@ -24,7 +24,7 @@ class Summary(NamedTuple):
 
 
 def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
-    """The median of the undisturbed samples. Where none is, the best: nothing else is near what was to be measured."""
+    """The median of the undisturbed samples. Without any, the best one: it is the nearest."""
     if not samples:
         return None
     quiet = [sample.value for sample in samples if not sample.disturbed]
@@ -35,7 +35,7 @@ def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
 
 
 def advantage(figure: Figure, mine: Summary | None, others: Sequence[Summary | None]) -> Summary | None:
-    """How many times as good the engine is as the best of `others`: above 1 it is better, whichever way it counts."""
+    """The engine's ratio to the best of `others`: above 1 the engine is better, whether more or less is better."""
     present = [other for other in others if other]
     if mine is None or not present:
         return None
@@ -57,7 +57,7 @@ def times(ratio: Summary | None) -> str:
 
 
 def table(figures: Sequence[Figure], samples: dict[str, dict[str, list[Sample]]]) -> str:
-    """Markdown. `samples`: by the figure's key, then by program."""
+    """The table in Markdown. `samples`: by the figure's key, then by program."""
     lines: list[Sequence[str]] = [HEAD, ["---"] * len(HEAD)]
     for figure in figures:
         found = {name: summary(figure, values) for name, values in samples.get(figure.key, {}).items()}

@@ -1,4 +1,4 @@
-"""The programs that cpu_peers.py compares: how each is started, asked and ended."""
+"""Starts, asks and ends the programs that cpu_peers.py compares."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LIMIT = 600.0
 
 
 class PeerError(Exception):
-    """A program did not start, or its answer is not what was asked for; one line."""
+    """A program did not start, or gave a wrong answer. The message has one line."""
 
 
 class Times(NamedTuple):
-    """One answer: seconds from its request to its first and to its last token, and how many tokens it has."""
+    """One answer: seconds from the request to its first and last token, and its number of tokens."""
 
     first: float
     last: float
@@ -56,7 +56,7 @@ class Peer(ABC):
         return self._process.pid
 
     def start(self) -> float:
-        """Start it, wait until it answers, and return the seconds that this took. Raises PeerError."""
+        """Starts it, waits until it answers, and returns the seconds that this took. Raises PeerError."""
         with self._log.open("ab") as log:
             start = time.perf_counter()
             self._process = self._launch(log)
@@ -64,7 +64,7 @@ class Peer(ABC):
             return time.perf_counter() - start
 
     def stop(self) -> None:
-        """End it and all its processes; idempotent."""
+        """Ends it and all its processes. Idempotent."""
         if self._process is None:
             return
         for number, seconds in ((signal.SIGTERM, 0.2), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
@@ -93,7 +93,7 @@ class Peer(ABC):
 
 @dataclass(frozen=True)
 class Api:
-    """How an HTTP server is asked for a stream of tokens, and where its last event says how many there were."""
+    """How to ask an HTTP server for a stream of tokens, and where its last event gives their number."""
 
     path: str
     body: Callable[[list[int], int], dict[str, Any]]
@@ -110,7 +110,7 @@ ENGINE = Api(
 )
 LLAMA = Api(
     "/completion",
-    # top_k: greedy anyway, and llama.cpp need not sort the best 40 of the vocabulary first.
+    # top_k 1 is greedy too, and spares llama.cpp the sort of the best 40 ids.
     lambda ids, tokens: {
         "prompt": ids,
         "n_predict": tokens,
@@ -250,7 +250,7 @@ def llama_facts(server: Path) -> tuple[str, str]:
     """(version, instruction sets) of a llama-server. Raises PeerError."""
     try:
         version = _output([str(server), "--version"])
-        # It prints what it was built for before it looks for the model.
+        # It prints its build before it looks for the model.
         start = _output([str(server), "--log-verbosity", "4", "--offline", "--model", "/nonexistent"])
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PeerError(f"{server} does not run: {error}") from error

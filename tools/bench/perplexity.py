@@ -1,6 +1,5 @@
-"""What 8-bit keys and values, or quantised weights, cost in quality: perplexity, and how often the likeliest token
-stays the same, with every token given (teacher forcing). The text is the Python language reference, which every Python
-brings along.
+"""Measures the quality of 8-bit keys and values, or of quantised weights: perplexity, and how often the most likely
+token stays the same under teacher forcing. The text is the Python language reference, which is part of every Python.
 
     python -m tools.bench.perplexity [--model PATH] [--tokens 20480] [--kv bfloat16,int8,fp8] [--device cpu|cuda]
     python -m tools.bench.perplexity --weights [--model FILE.gguf]
@@ -11,9 +10,9 @@ blocks, each with keys and values of its type. --types: the same for the model i
 ggml's are written by llama.cpp's llama-quantize (tools/bench/build_llama.sh builds it) from the model with rows filled
 up to a multiple of 256; int8, awq and gptq are made of the projections while they are loaded.
 
-The first type of --kv is what the others are compared with. On a CPU everything but the stored keys and values is
-float32, and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in
-bfloat16 with the ops that serve. Each type prints one JSON line.
+The other types of --kv are compared with the first. On a CPU everything except the stored keys and values is float32
+and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in bfloat16
+with the ops that a server uses. Each type prints one JSON line.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ LOGIT_ROWS = 256
 
 @dataclass
 class Scores:
-    """Of every token but each sequence's first: its negative log-likelihood (float64), and the likeliest token."""
+    """For every token except each sequence's first: its negative log-likelihood (float64) and the most likely token."""
 
     losses: torch.Tensor
     likeliest: torch.Tensor
@@ -89,7 +88,7 @@ def load(path: Path, device: str) -> Decoder:
 
 
 def weight_forms(path: Path) -> Iterator[tuple[str, Decoder]]:
-    """A GGUF file's model exactly, with expanded weights, and as it is served."""
+    """A GGUF file's model in float32, with expanded weights, and as a server runs it."""
     ops = op_table("cpu", torch.bfloat16)
     yield "float32", load_model(path, dtype=torch.float32)
     yield "expanded", load_model(path, dtype=torch.bfloat16, ops=replace(ops, block_types=frozenset()))
@@ -97,7 +96,7 @@ def weight_forms(path: Path) -> Iterator[tuple[str, Decoder]]:
 
 
 def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk: int) -> Scores:
-    """`sequences` [count, length], fed one after the other in chunks: later chunks read what earlier ones stored."""
+    """Feeds `sequences` [count, length] one after the other in chunks: later chunks read what earlier ones stored."""
     device, length = sequences.device, sequences.shape[1]
     pool = KVPool(decoder.spec, length, dtype=stored, device=device)
     table = torch.arange(length, dtype=torch.int32, device=device).unsqueeze(0)

@@ -1,6 +1,6 @@
-"""What queues.py compares: a client sends bytes to a server in another process, which answers where asked.
+"""Transports that queues.py compares: a client sends bytes to a server in another process, which answers if asked.
 
-A transport is made before the fork. `client` and `server` (or `serve`) are called in the process that uses them.
+A transport is made before the fork. The process that uses a side calls `client` or `server` (or `serve`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ except ImportError:
 Send = Callable[[bytes], Any]
 """Blocks until the bytes are taken."""
 Receive = Callable[[], list[bytes]]
-"""Blocks until there is something."""
+"""Blocks until bytes have come."""
 Take = Callable[[list[bytes], Send], bool]
-"""What a server does with payloads, given how to answer; true: it is done."""
+"""A server's work on payloads, given a function to answer; true: it is done."""
 FORK = multiprocessing.get_context("fork")
 LENGTH = struct.Struct("<I")
 
@@ -52,11 +52,11 @@ class Transport:
             pass
 
     def close(self) -> None:
-        """Of both ends."""
+        """Closes both ends."""
 
 
 class Ring(Transport):
-    """The lane of this package, and a second one back."""
+    """The lane of this package, and a second lane for the way back."""
 
     spin_us = 0
     implementation = "c"
@@ -217,7 +217,7 @@ class Streams(Transport):
 
 
 class EventFd(Transport):
-    """No payload at all: what a wake-up costs."""
+    """No payload: the cost of a wake-up."""
 
     def __init__(self) -> None:
         self._fds = os.eventfd(0), os.eventfd(0)

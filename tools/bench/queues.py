@@ -1,8 +1,8 @@
 """Measures the shared-memory ring against multiprocessing.Queue, Pipe, pyzmq and asyncio streams.
 
-All cases run in turn, round after round, in the same program on the same machine; the table shows medians over the
-rounds, and ratios inside this one run beside the ratio to reach. Two processes, pinned to one CPU each. What an idle
-server takes, whose actors all wait at such rings, tells tools.bench.idle.
+All cases run in turn, round after round, in one program; the table shows medians over the rounds, and ratios of
+this run beside the ratios to reach. Two processes run, each pinned to one CPU. tools.bench.idle measures an idle
+server, whose actors wait at such rings.
 
     python -m tools.bench.queues [--seconds 0.4] [--rounds 5] [--json FILE]
 """
@@ -78,7 +78,7 @@ def cpu_seconds() -> float:
 
 
 def serving(transport: Transport, take: Take, is_async: bool, cpu: int) -> Callable[[], tuple[float, float]]:
-    """Fork a server. What is returned waits for (when it was done, its CPU seconds without its start)."""
+    """Forks a server. Returns a function that waits for (when it was done, its CPU seconds without its start)."""
     here, there = FORK.Pipe(duplex=False)
     begun = 0.0
 
@@ -139,7 +139,7 @@ def one_way(transport: Transport, seconds: float, message: Any = None, is_async:
 
 
 def round_trip(transport: Transport, seconds: float, one_cpu: bool = False, is_async: bool = False) -> Numbers:
-    """Median microseconds of 100 bytes there and back."""
+    """Median microseconds of a round trip of 100 bytes."""
 
     def answer(payloads: list[bytes], send: Send) -> bool:
         for payload in payloads:
@@ -153,7 +153,7 @@ def round_trip(transport: Transport, seconds: float, one_cpu: bool = False, is_a
     send, receive = transport.client()
     times, until = list[float](), 0.0
     for number in range(1 << 30):
-        if number == 50:  # the first rounds find cold caches and a process that starts
+        if number == 50:  # the first rounds have cold caches and a starting process
             until, times = time.monotonic() + seconds, []
         start = time.perf_counter()
         send(SMALL)
@@ -199,7 +199,7 @@ def cases() -> dict[str, Case]:
 
 
 class Row(NamedTuple):
-    """One line of the table: a ratio, and the ratio to reach."""
+    """One line of the table: a ratio and the ratio to reach."""
 
     number: int
     what: str

@@ -1,13 +1,13 @@
-"""Where requests go in a fleet of replicas: a simulation of the real routing beside simpler ones.
+"""Simulates a fleet of replicas: the real routing beside simpler ones.
 
     python -m tools.bench.replica_routing [--replicas 4,32,1000] [--requests 100000] [--fronts 4] [--report-seconds 2]
 
-Three traces: chats of several turns, questions behind a few long system prompts, questions about often asked images. A
-replica prefills what its caches (least recently used) do not have, one prompt after the other, and decodes beside that;
-its rates are those of Llama-3-8B on one H200 (docs/performance.md). Requests come at a rate that keeps 80 % of all
-replicas prefilling if nothing is cached. Several fronts each know what they sent themselves, and of the others what
-replicas report. Prints for each the share of prompt tokens that came from a cache, the time to the first token, and how
-much more the busiest replica computed than the mean.
+Three traces: chats of several turns, questions behind a few long system prompts, questions about popular images. A
+replica prefills what its LRU caches do not have, one prompt after the other, and decodes meanwhile; its rates are those
+of Llama-3-8B on one H200 (docs/performance.md). Requests come at a rate that keeps 80 % of all replicas prefilling if
+nothing is cached. Each of several fronts knows its own requests, and those of other fronts from the replicas' reports.
+Prints for each routing the share of cached prompt tokens, the time to the first token, and the busiest replica's work
+over the mean.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Arrival:
     number: int
     footprint: Footprint = field(compare=False)
     then: Callable[[float], Arrival] | None = field(compare=False, default=None)
-    """The next turn of its conversation, from the end of this one's answer."""
+    """The next turn of the conversation, after the end of this answer."""
 
 
 @dataclass
@@ -47,14 +47,14 @@ class SimulatedReplica:
     blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)
     images: OrderedDict[int, None] = field(default_factory=OrderedDict)
     free: float = 0.0
-    """When the last prompt that waits is prefilled."""
+    """When the last waiting prompt is prefilled."""
     computed: float = 0.0
     ends: list[float] = field(default_factory=list)
     news: list[tuple[int, Footprint]] = field(default_factory=list)
-    """(front, what it sent) since the last report."""
+    """(front, its requests) since the last report."""
 
     def answer(self, now: float, asked: Footprint) -> tuple[float, float, int]:
-        """When the first token comes, when the last, and how many tokens of the prompt were cached."""
+        """Times of the first and the last token, and the number of cached prompt tokens."""
         known = next((i for i in range(len(asked.blocks), 0, -1) if asked.blocks[i - 1] in self.blocks), 0)
         hit = known * BLOCK_TOKENS + IMAGE_TOKENS * sum(image in self.images for image in asked.images)
         hit = min(hit, asked.prompt_tokens)
@@ -82,12 +82,12 @@ def _use(held: OrderedDict[int, None], digest: int, most: int) -> None:
 
 
 def zipf(chance: random.Random, most: int) -> int:
-    """0 is asked most often."""
+    """0 is the most popular."""
     return int(most ** chance.random()) - 1
 
 
 def text(*parts: tuple[object, int], images: tuple[int, ...] = (), answer: int = 200) -> Footprint:
-    """Of parts (name, tokens): equal names in equal places are equal text."""
+    """A prompt of parts (name, tokens): equal names in equal places are equal text."""
     total, blocks, seen = 0, list[int](), 0
     for name, tokens in parts:
         seen = hash((seen, name))
@@ -129,7 +129,7 @@ def shared_images(chance: random.Random) -> Iterator[Callable[[float], Arrival]]
 
 TRACES = {"chat turns": chats, "shared system prompts": shared_prompts, "images": shared_images}
 MEAN_PROMPT = {"chat turns": 2600, "shared system prompts": 3110, "images": 636}
-"""Tokens, from which the rate of arrivals follows."""
+"""Tokens of all prompts, which give the rate of arrivals."""
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What cpu_peers.py measures and when: figures, rounds, and whether other programs disturbed."""
+"""Figures and rounds of cpu_peers.py, and whether other programs disturbed a measurement."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Work(Figure):
-    """A figure that comes from answers: `requests` at once, with prompts of `length` (bench.workload) tokens. A round's
-    value is the median of `repeats`, one after the other."""
+    """A figure from answers: `requests` at once with prompts of `length` (bench.workload) tokens. A round's value is
+    the median of `repeats`, one after the other."""
 
     requests: int
     length: str
@@ -45,7 +45,7 @@ class Work(Figure):
 
 STARTS = (Figure("start", "start to ready", "s", False), Figure("memory", "resident memory after start", "MiB", False))
 UNTIMED = {"memory"}
-"""Figures that other programs' work does not change."""
+"""Figures that other programs do not change."""
 
 
 def works(prefills: Sequence[int], depths: Sequence[int], crowds: Sequence[int], tokens: int) -> list[Work]:
@@ -100,17 +100,17 @@ def rate(answers: list[Times]) -> float:
 
 
 class Sample(NamedTuple):
-    """One value, and whether programs that have nothing to do with it took CPU meanwhile."""
+    """One value, and whether unrelated programs took CPU meanwhile."""
 
     value: float
     disturbed: bool
 
 
 class Machine:
-    """Watches what programs outside of this one's tree take."""
+    """Watches the CPU time of programs outside this program's tree."""
 
     SHARE = 0.1
-    """Cores: with less taken by others a value counts as undisturbed."""
+    """Cores: a value counts as undisturbed if others take less."""
     WINDOW = 0.5
     """Seconds that a look takes."""
 
@@ -120,11 +120,11 @@ class Machine:
 
     @property
     def patient(self) -> bool:
-        """Whether there is time to wait and to measure anew."""
+        """Whether there is time to wait and measure again."""
         return self._patience > 0 and time.monotonic() < self._end
 
     def wait_until_quiet(self) -> None:
-        """Return when others leave this machine alone, after `patience` seconds, or when all `seconds` are over."""
+        """Waits until other programs are quiet, for at most `patience` seconds and until all `seconds` are over."""
         deadline = min(time.monotonic() + self._patience, self._end)
         while time.monotonic() < deadline:
             with self.watched() as busy:
@@ -134,10 +134,10 @@ class Machine:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[Callable[[], bool]]:
-        """What is given tells, after the block, whether others took their share of CPU in it or more."""
+        """Yields a function that tells, after the block, whether others took their share of CPU or more in it."""
         start, before, spent = time.monotonic(), self._others(), list[float]()
         yield lambda: spent[0] >= spent[1]
-        # Two ticks are within the error of what is subtracted here.
+        # Two ticks are within the error of this difference.
         spent += [self._others() - before, self.SHARE * (time.monotonic() - start) + 0.02]
 
     @staticmethod
@@ -147,19 +147,19 @@ class Machine:
 
 @dataclass
 class Results:
-    """Samples by figure and program; and what each program took while others were measured, as (CPU s, s)."""
+    """Samples by figure and program, and each program's (CPU s, s) while others were measured."""
 
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     idle: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
 
     def idle_percent(self) -> dict[str, float]:
-        """Of one core."""
+        """Share of one core."""
         return {name: 100 * spent / seconds for name, (spent, seconds) in self.idle.items() if seconds}
 
 
 @dataclass(frozen=True)
 class Run:
-    """All rounds, of which none begins that would end after `minutes`."""
+    """All rounds; none begins that would end after `minutes`."""
 
     peers: list[Peer]
     figures: Sequence[Figure]
@@ -169,10 +169,10 @@ class Run:
     machine: Machine
     results: Results = field(default_factory=Results)
     TRIES: ClassVar = 3
-    """How often a value is measured while others disturb."""
+    """How often a disturbed value is measured again."""
 
     def measure(self) -> Results:
-        """Starts first, then work. Raises PeerError."""
+        """Measures the starts, then the work. Raises PeerError."""
         starts = [figure.key for figure in self.figures if not isinstance(figure, Work)]
         running = [figure for figure in self.figures if isinstance(figure, Work)]
         for number in self._numbers("starts", self.minutes / 3) if starts else ():
@@ -192,7 +192,7 @@ class Run:
         return self.results
 
     def _numbers(self, what: str, minutes: float) -> Iterator[int]:
-        """Of rounds that fit into `minutes`, if each takes as long as those before; there is at least one."""
+        """The rounds that fit into `minutes`, if each takes as long as those before; at least one."""
         start = time.monotonic()
         for number in range(self.rounds):
             spent = time.monotonic() - start
@@ -203,7 +203,7 @@ class Run:
             yield number
 
     def _undisturbed(self, measure: Callable[[int], dict[str, float]], peer: Peer) -> None:
-        """Keep what `measure` finds, by figure; it is told which try this is."""
+        """Keeps the values of `measure`, by figure; `measure` gets the number of the try."""
         for attempt in range(self.TRIES):
             self.machine.wait_until_quiet()
             with self.machine.watched() as disturbed:
@@ -216,12 +216,12 @@ class Run:
             say(f"{key} {peer.name} {value:.6g}{' (disturbed)' if sample.disturbed else ''}")
 
     def _start(self, peer: Peer, keys: list[str]) -> None:
-        """One program alone on the machine."""
+        """Measures one program alone on the machine."""
 
         def measure(attempt: int) -> dict[str, float]:
             try:
                 seconds = peer.start()
-                time.sleep(1.0)  # what it does right after its start belongs to its memory
+                time.sleep(1.0)  # its work right after the start counts for its memory
                 found = {"start": seconds, "memory": procfs.tree_resident_mib(peer.pid)}
             finally:
                 peer.stop()
@@ -230,7 +230,7 @@ class Run:
         self._undisturbed(measure, peer)
 
     def _work(self, work: Work, peer: Peer, number: int) -> None:
-        """One program works while the others idle."""
+        """Measures one program while the others idle."""
         others = [other for other in self.peers if other is not peer]
 
         def measure(attempt: int) -> dict[str, float]:
@@ -248,6 +248,6 @@ class Run:
 
 
 def turned(peers: list[Peer], number: int) -> list[Peer]:
-    """Another one goes first in each round."""
+    """Each round begins with another program."""
     first = number % len(peers)
     return peers[first:] + peers[:first]

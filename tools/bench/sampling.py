@@ -1,9 +1,9 @@
-"""Time to choose the next tokens of a batch on a GPU: the device sampler, and the torch sampler beside it.
+"""Measures sampling of a batch on a GPU: the device sampler beside the torch sampler.
 
     python -m tools.bench.sampling [--repeats 30]
 
 One JSON line a figure, medians in microseconds: on the device, from the first kernel's start to the last one's end with
-whatever gaps the host leaves between them, and `host` until the call returns.
+the gaps between them, and `host` until the call returns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CASES = {
 
 
 def random_logits(n: int, vocab: int) -> Tensor:
-    """float32 [n, vocab], a few ids far above the others, as a language model's."""
+    """float32 [n, vocab] with a few ids far above the others, as from a language model."""
     noise = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn((n, vocab), device="cuda", generator=noise) * 2
     logits[:, :: vocab // 20] += 12

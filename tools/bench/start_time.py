@@ -1,9 +1,9 @@
-"""Seconds from the start of a server until it is ready, with weights in the page cache.
+"""Measures the seconds from the start of a server until it is ready, with weights in the page cache.
 
     python -m tools.bench.start_time --shape llama2-7b [--times 3] [--folder DIR] [flags of serve]
 
-Writes a checkpoint of random weights, in 16 bits, into a folder (a temporary one unless --folder names one that it may
-keep), and starts a server of it several times; the first start compiles kernels if they never were.
+Writes a checkpoint of random weights in 16 bits into a folder (a temporary one unless --folder names one to keep) and
+starts a server of it several times; the first start compiles kernels if none are cached.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def write_checkpoint(folder: Path) -> int:
 
 
 def _shards(weights: RandomWeights) -> Iterator[dict[str, torch.Tensor]]:
-    """On the host."""
+    """Weights on the host, cut into files after SHARD bytes."""
     shard: dict[str, torch.Tensor] = {}
     held = 0
     for name, tensor in weights.stream(set(weights.shapes)):

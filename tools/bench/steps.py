@@ -1,4 +1,4 @@
-"""Steps of a Llama with random weights on one GPU: the forward pass alone, and through the executor.
+"""Measures steps of a Llama with random weights on one GPU: the forward pass alone, and through the executor.
 
     python -m tools.bench.steps [--model llama2-7b llama3-8b] [--parts decode,prefill] [--json FILE]
     python -m tools.bench.steps --parts executor --model llama2-7b --batch 1 16 64 --context 1024
@@ -7,8 +7,8 @@ decode: forward pass, logits and argmax, eager and as a CUDA graph; prefill: who
 over what this GPU reaches (tools/harness/ceilings.py).
 
 executor: where the time of a decode step goes. Rows are given random ids and slots, so no prefill is needed; then steps
-are planned, submitted one ahead of the answer and collected as the worker does. Prints a table of kernels, what
-submitting takes, and how long the device idles.
+are planned, submitted one ahead of the answer and collected as in the worker. Prints a table of kernels, the time of a
+submit, and the time in which the device idles.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ PREFILL_STEPS = {
 """(sequences, length)"""
 STEP_TOKENS = 16384
 MIXED_STEP = (64, 1088, 512)
-"""Decoding sequences, their context, and new tokens of one prompt in the same step."""
+"""(decoding sequences, their context, new tokens of one prompt in the same step)"""
 
 
 def step_of(decoder: Decoder, new: list[int], contexts: list[int]) -> Callable[[], torch.Tensor]:
-    """Forward pass, logits of each sequence's last token and the likeliest one, on memory of its own."""
+    """Forward pass, logits of each sequence's last token and the most likely id, on its own memory."""
     pool, batch, prompts = random_pool(decoder.spec, sum(contexts)), random_step(new, contexts), max(new) > 1
     ids = torch.randint(decoder.spec.vocab, (batch.tokens,), device="cuda", dtype=torch.int32)
     return lambda: decoder.logits(decoder.forward(ids, new_step(batch), pool, ends_only=prompts)).argmax(-1)
@@ -108,13 +108,13 @@ def prefill(figures: Figures, name: str, decoder: Decoder) -> None:
 
 
 class SteadyDecode:
-    """`batch` rows of `context` tokens that are decoded for ever, greedily or with the given sampling, and beside them
-    in each step a new prompt of `chunk` tokens."""
+    """`batch` rows of `context` tokens that decode for ever, greedily or with the given sampling, and in each step a
+    new prompt of `chunk` tokens."""
 
     def __init__(self, executor: Executor, batch: int, context: int, sampling: Sampling, chunk: int = 0) -> None:
         self.executor, self.batch, self.chunk, self.sampling = executor, batch, chunk, sampling
         self.host: list[float] = []
-        """Seconds that submitting took."""
+        """Seconds of each submit."""
         self.rows = np.arange(batch)
         self.end = np.full(batch, context)
         self.step, self.next_slot = 0, batch * context
@@ -182,7 +182,7 @@ def through_executor(figures: Figures, name: str, decoder: Decoder, flags: argpa
 
 
 def kernels(steady: SteadyDecode, steps: int) -> list[Any]:
-    """What ran on the device, in order of its start."""
+    """Kernels that ran on the device, in order of their start."""
     with profile(activities=[ProfilerActivity.CUDA]) as record:
         steady.run(steps)
         torch.cuda.synchronize()
@@ -202,8 +202,7 @@ def table(events: list[Any], steps: int) -> None:
 
 
 def gaps(events: list[Any]) -> tuple[float, float]:
-    """(share of time in which nothing runs, median microseconds before a step's first work): a step's first work is
-    the copy of its plan."""
+    """(share of time without a running kernel, median microseconds before a step's first work, the copy of its plan)"""
     idle, before, end = 0.0, [], events[0].time_range.end
     for event in events[1:]:
         gap = max(0.0, event.time_range.start - end)

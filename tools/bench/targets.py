@@ -1,13 +1,13 @@
-"""Tables of figures with their targets, measured in one go on one H200: each run is one tool with a process of its own.
+"""Measures tables of figures with their targets in one go on one H200: each run is one tool in its own process.
 
     python -m tools.bench.targets --table dense [--only 8b] [--minutes 9] [--out STEM]
 
-Tables: dense: Llama-2-7B and Llama-3-8B in 16 and 8 bits, Qwen3-30B-A3B, the time to start, and what the device does in
+Tables: dense: Llama-2-7B and Llama-3-8B in 16 and 8 bits, Qwen3-30B-A3B, the time to start, and the device's time in
 200 steady steps. experts: Qwen3.5-35B-A3B, gpt-oss-20b and Qwen3-30B-A3B in FP8. Weights are random.
 
-STEM.json (all figures), STEM.md (the table) and STEM.log (what the tools print) are written after every run, so that
-nothing is lost when the time is over: runs that no longer fit are left out, one that takes too long is ended and what
-it has printed counts.
+STEM.json (all figures), STEM.md (the table) and STEM.log (the tools' output) are written after every run, so that
+nothing is lost when the time is over. Runs that no longer fit are left out; one that takes too long is ended, and its
+printed figures count.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from tools.harness.command_line import SKIPPED, ToolParser
 from tools.harness.figures import Figure, Figures, say
 
 SHORTEST = 15.0
-"""Seconds with less than which no run is begun."""
+"""No run begins with fewer seconds left."""
 
 
 ABOUT = ("read", "product, bfloat16", "product, fp8", "weights", "KV tokens", "start")
-"""Figures of a run that stand below the table."""
+"""Figures of a run for the text below the table."""
+
+PAUSE = 3.0
+"""Seconds after a run that was killed: the driver frees its memory."""
 
 
 class Cell(NamedTuple):
-    """One figure of a run in the table. Values are in the unit of the figure; None: not known."""
+    """One figure of a run in the table. Values are in its unit; None: unknown."""
 
     figure: str
     title: str
@@ -60,7 +63,7 @@ class Run:
     """A tool and its flags."""
     cells: list[Cell]
     most: float = 120.0
-    """Seconds that it may take."""
+    """Most seconds of the run."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,7 +97,7 @@ DENSE = [
     ),
     Run(
         "7b",
-        model("llama2-7b", "decode,prefill,served", "--decode", "1x1024", "16x1024", "64x1024", "256x320"),
+        model("llama2-7b", "decode,prefill,served,profile", "--decode", "1x1024", "16x1024", "64x1024", "256x320"),
         [
             Cell("decode 1 x 1024", "7B decode, 1 sequence", 3.3, 4.12, 4.66),
             Cell("decode 16 x 1024", "7B decode, 16", 5.4, 6.36, 6.91),
@@ -103,8 +106,9 @@ DENSE = [
             Cell("prefill 16 x 2048: rate", "7B prefill 16 x 2048", 48_000, 45_700, 45_600, more=True),
             Cell("prefill 1 x 512: seconds", "7B prefill 1 x 512", None, 0.0115, 0.0167),
             Cell(SERVED, "7B served", 53.5, 50.3, 41.2, more=True),
+            Cell("profile: a step", "7B, 200 steady steps under the profiler, a step"),
         ],
-        110,
+        150,
     ),
     Run(
         "8b-fp8",
@@ -149,12 +153,6 @@ DENSE = [
         ],
         110,
     ),
-    Run(
-        "profile-7b",
-        model("llama2-7b", "profile", "--num-requests", "1200", "--profile-from", "250"),
-        [Cell("profile: a step", "7B, 200 steady steps under the profiler, a step")],
-        100,
-    ),
 ]
 
 
@@ -194,12 +192,12 @@ class Result(NamedTuple):
     run: Run
     figures: list[Figure]
     ended: str
-    """How it ended, in words; empty: well."""
+    """How it ended; empty: well."""
     seconds: float
 
 
 def execute(run: Run, seconds: float, log: Path) -> Result:
-    """Runs a tool for at most so long. Its output is appended to the log."""
+    """Runs a tool for at most this long. Appends its output to the log."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -218,6 +216,7 @@ def execute(run: Run, seconds: float, log: Path) -> Result:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                time.sleep(PAUSE)
         output.seek(0)
         text = output.read()
     with log.open("a") as file:
@@ -226,13 +225,13 @@ def execute(run: Run, seconds: float, log: Path) -> Result:
 
 
 def figures_in(text: str) -> list[Figure]:
-    """The figures among the lines that a tool has printed."""
+    """The figures among a tool's lines."""
     found = []
     for line in text.splitlines():
         if line.startswith('{"figure"'):
             try:
                 found.append(json.loads(line))
-            except ValueError:  # the tool was ended within the line
+            except ValueError:  # the tool ended within the line
                 continue
     return found
 

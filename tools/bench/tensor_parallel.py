@@ -1,4 +1,4 @@
-"""Tensor parallelism on several GPUs against one: the same results, how fast a sum over the ranks is, what it is worth.
+"""Compares tensor parallelism on several GPUs with one GPU: results, the speed of a sum over the ranks, the gain.
 
     python -m tools.bench.tensor_parallel [--ranks 2] [--parts golden,random,sum,speed] [--layers 32]
 
@@ -37,23 +37,23 @@ DEADLINE = 240.0
 PARTS = ("golden", "random", "sum", "speed")
 RANDOM = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "vocab_size": 32003}
 RANDOM |= {"num_attention_heads": 18, "num_key_value_heads": 3, "head_dim": 64}
-"""Neither heads nor vocabulary divide by two."""
+"""A model whose heads and vocabulary do not divide by two."""
 LLAMA_2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
 LLAMA_2_7B |= {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
 BUFFER = 96 << 20
-"""Bytes for sums without NCCL, so that large ones can be timed too."""
+"""Most bytes of a sum without NCCL, so that large sums can be timed too."""
 CALLS = 20
 """Sums in one graph."""
 SUMS = ((1, 4096), (16, 4096), (64, 4096), (256, 4096), (1024, 4096), (8192, 4096))
 DECODE, PREFILL, CONTEXT, LENGTH = 64, 16, 1088, 2048
-"""Sequences that decode, prompts, and how long they are."""
+"""Decoding sequences, prompts, and their lengths."""
 TOGETHER = (8, 2)
 """Prompts in a step."""
 figure = Figures().add
 
 
 def write_config(folder: Path, name: str, sizes: dict[str, int]) -> None:
-    """A folder that `dummy` weights can be made up for."""
+    """A folder for `dummy` weights."""
     common = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "rope_theta": 1e4}
     common |= {"max_position_embeddings": 4096, "eos_token_id": 2, "torch_dtype": "bfloat16", "hidden_act": "silu"}
     (folder / name).mkdir()
@@ -76,13 +76,13 @@ class Case:
         return self.decoder.logits(self.decoder.forward(self.ids, self.batch, self.kv))
 
     def choose(self) -> torch.Tensor:
-        """As a step of the engine: the last line of each sequence."""
+        """As a step of the engine: the last row of each sequence."""
         chosen = self.decoder.logits(self.decoder.forward(self.ids, self.batch, self.kv, ends_only=True)).argmax(-1)
         return self.decoder.group.from_first(chosen)
 
 
 def golden(group: TorchGroup | SingleRank, out: Path) -> bool:
-    """The prompts of a reference, against what it recorded and between the numbers of ranks."""
+    """Compares a reference's prompts with its record and between the numbers of ranks."""
     decoder = load_model(GOLDEN, device=_device(), dtype=torch.float32, group=group)
     recorded, found, worst = load_file(GOLDEN / "golden.safetensors"), {}, 0.0
     for i, prompt in enumerate(json.loads((GOLDEN / "golden.json").read_text())["prompts"]):
@@ -95,7 +95,7 @@ def golden(group: TorchGroup | SingleRank, out: Path) -> bool:
 
 
 def random(group: TorchGroup | SingleRank, out: Path) -> bool:
-    """Prompts together and decoding, eager and as a graph, on made-up weights."""
+    """Compares prompts and decoding, eager and as a graph, on random weights."""
     decoder = load_model(out.parent / "random", device=_device(), dtype=torch.float32, group=group, dummy=True)
     decoder.reserve(4096)
     prompts = Case(decoder, [100, 33, 7], [100, 33, 7])
@@ -119,7 +119,7 @@ def _keep(group: TorchGroup | SingleRank, out: Path, found: dict[str, torch.Tens
 
 
 def sums(group: TorchGroup | SingleRank, out: Path) -> bool:
-    """Both ways of a sum: exact under capture, the same on all ranks, and how long they take."""
+    """Checks both ways of a sum (exact under capture, equal on all ranks) and measures them."""
     if isinstance(group, SingleRank):
         return True
     good = True
@@ -146,7 +146,7 @@ def sums(group: TorchGroup | SingleRank, out: Path) -> bool:
 
 
 def _exact(group: TorchGroup, shape: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Whole numbers, so that every order of adding gives the same."""
+    """Whole numbers, so that every order of addition gives the same sum."""
     own = torch.arange(shape[0] * shape[1], device="cuda").view(shape).remainder(50) + group.rank
     source = own.to(dtype)
     expected = (own * group.size + sum(r - group.rank for r in range(group.size))).to(dtype)
@@ -177,7 +177,7 @@ def _limit(group: TorchGroup, limit: int) -> None:
 
 
 def speed(group: TorchGroup | SingleRank, out: Path) -> bool:
-    """Llama-2-7B's shape: prompts, and decoding as a graph with both ways of a sum."""
+    """Measures Llama-2-7B's shape: prompts, and decoding as a graph with both ways of a sum."""
     decoder = load_model(out.parent / "speed", device=_device(), dtype=torch.bfloat16, group=group, dummy=True)
     decoder.reserve(4096)
     found: dict[str, float] = {}
@@ -203,7 +203,7 @@ def _device() -> torch.device:
 
 
 def run(size: int, parts: Sequence[str], folder: Path) -> bool:
-    """All ranks of one size. False: one of them failed or took too long."""
+    """Runs all ranks of one size. False: one of them failed or took too long."""
     meeting = os.memfd_create("meeting")
     program = [sys.executable, "-m", "tools.bench.tensor_parallel", "--parts", ",".join(parts), "--rank-of"]
     ranks = [
@@ -213,7 +213,7 @@ def run(size: int, parts: Sequence[str], folder: Path) -> bool:
     end = time.monotonic() + DEADLINE
     try:
         while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
-            if any(rank.poll() for rank in ranks):  # the others would wait for it
+            if any(rank.poll() for rank in ranks):  # the other ranks would wait for it
                 break
             time.sleep(0.05)
         return all(rank.poll() == 0 for rank in ranks)

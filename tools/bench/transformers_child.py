@@ -1,4 +1,4 @@
-"""transformers in a process of its own, for cpu_peers.py: JSON lines on standard input and output.
+"""Runs transformers in its own process for cpu_peers.py: JSON lines on standard input and output.
 
     python -m tools.bench.transformers_child convert GGUF FOLDER           dense bfloat16 weights
     python -m tools.bench.transformers_child serve FOLDER DTYPE THREADS    "ready", then an answer to each line
@@ -51,7 +51,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 class Stamps(StoppingCriteria):
-    """Notes when each token came; stops nothing."""
+    """Notes the time of each token; stops nothing."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -90,7 +90,7 @@ def serve(folder: Path, dtype: str, threads: int, out: TextIO) -> None:
 
 
 def run() -> None:
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever the libraries print stays out of the answers
+    out, sys.stdout = sys.stdout, sys.stderr  # keep the libraries' output out of the answers
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]))
     else:

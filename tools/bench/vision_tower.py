@@ -1,11 +1,11 @@
-"""The vision tower alone, and what an image's embeddings cost on their way to a worker.
+"""Measures the vision tower alone, and the way of an image's embeddings to a worker.
 
     python -m tools.bench.vision_tower --model-dir DIR [--load-format dummy] [--device cuda]
     python -m tools.bench.vision_tower --shape llava-1.5-7b                     # random weights
 
-Images a second of one tower in batches as large as the visual actor makes them, the share that its operations have of
-the fastest matrix product measured in the same run, and for one image: into the cache (from the tower's device to
-shared memory) and out of it (to a worker's device), both as the actors do it. Prints one JSON line a figure.
+Prints one JSON line a figure: images per second of one tower in the visual actor's batches, the tower's share of the
+fastest matrix product of the same run, and for one image the copies into the cache (from the tower's device to shared
+memory) and out of it (to a worker's device), as the actors do them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from lightllm_mp.shm import Arena
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid, patch_grid
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import VisionModel, read_vision
 from tools.harness.command_line import ToolParser
 from tools.harness.figures import Figures, median_seconds
 from tools.harness.models import SHAPES, write_shape
 
 EDGES = {"cpu": 2048, "cuda": 8192}
-"""Of the matrices whose product is the ceiling."""
+"""Edge of the matrices whose product is the ceiling."""
 figure = Figures().add
 
 
@@ -49,8 +49,8 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int) -> fl
 
 
 def operations(spec: VisionSpec, tokens: int) -> float:
-    """Multiplications and additions for a picture of `tokens` patches, without norms and softmax. As if attention went
-    over all patches, and two layers led to the language model, as in LLaVA-1.5."""
+    """Multiplications and additions for an image of `tokens` patches, without norms and softmax, for attention over all
+    patches and a projector of two layers, as in LLaVA-1.5."""
     matrices = 4 * spec.width**2 + (3 if spec.gated else 2) * spec.width * spec.intermediate
     layer = 2 * tokens * matrices + 4 * tokens**2 * spec.width
     ends = 2 * tokens * spec.width * spec.patch_values + 2 * tokens * (spec.width + spec.out) * spec.out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer
 
 TAG = "<image>"

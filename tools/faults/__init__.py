@@ -1,1 +1,1 @@
-"""Faults and floods: what a server does when its processes fail, and when far too much is asked of it."""
+"""Faults and floods: how a server behaves when its processes fail and when it gets far too many requests."""

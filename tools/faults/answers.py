@@ -1,4 +1,4 @@
-"""One request to a server that may be disturbed: what came of it, and whether that is what was to come."""
+"""One request to a server that may be disturbed: its answer, and whether it is the expected one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tools.faults.streams import DONE, BadStream, Event, failure, is_last, whole
 
 BROKEN = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)
 LOGPROB_TOLERANCE = 2e-3
-"""Sums of a batch of another size differ in their last digits."""
+"""Tolerance: sums in a batch of another size differ in their last digits."""
 
 NATIVE = ("/generate", "/generate_stream", "/tokens")
 OWN = {
     *("id", "call_id", "created", "created_at", "completed_at", "signature"),
     *("prompt_tokens_details", "input_tokens_details", "cache_read_input_tokens"),
 }
-"""Fields that every answer has its own of: names, times, and how much of its prompt was cached."""
+"""Fields that differ in every answer: ids, times, and the cached part of the prompt."""
 
 
 @dataclass
 class Answer:
-    """What a client has got: everything that must be the same again, and the logprobs, that must be near."""
+    """A client's answer: the parts that must be equal in a second answer, and the logprobs, which must be near."""
 
     status: int = 200
     exact: list[Any] = field(default_factory=list)
     near: list[float] = field(default_factory=list)
     pause: float = 0.0
-    """Longest time between two events, seconds."""
+    """Longest time between two events, in seconds."""
     resumed: int = 0
     """How often the connection broke and the client came back for the rest."""
 
@@ -52,7 +52,7 @@ class Answer:
 
 
 def first_difference(got: Answer, want: Answer) -> str:
-    """Where two answers part, short."""
+    """The first difference of two answers, in short."""
     if got.status != want.status:
         return f"status {got.status} {got.exact[:1]} instead of {want.status}"
     for index, (a, b) in enumerate(zip(got.exact, want.exact, strict=False)):
@@ -72,7 +72,7 @@ class Refused(Exception):
 
 
 class WrongShape(Exception):
-    """Not what the API promises: an event after the last, an answer that cannot be read."""
+    """The answer breaks the API: an event after the last one, or data that cannot be read."""
 
 
 class Broken(Exception):
@@ -80,27 +80,27 @@ class Broken(Exception):
 
 
 RESUME_PAUSE = 0.05
-"""Seconds before a client whose connection broke comes back."""
+"""Seconds until a client whose connection broke comes back."""
 
 
 @dataclass
 class Reader:
-    """One request and what its client has read so far; it survives the connection."""
+    """One request and the events that its client has read; it survives the connection."""
 
     case: Case
     label: str = field(default_factory=lambda: secrets.token_hex(16))
     answer: Answer = field(default_factory=Answer)
     events: list[Event] = field(default_factory=list)
     number: int = 0
-    """Of the last event that has one."""
+    """Number of the last event that has one."""
     kept: int = 0
-    """So many of the events came up to that one; the others are sent again to a client that comes back."""
+    """Number of events up to that one; a client that comes back gets the others again."""
     over: bool = False
     last: float = field(default_factory=time.monotonic)
 
 
 async def ask(session: aiohttp.ClientSession, case: Case) -> Answer | None:
-    """One request, over as many connections as it takes. None: the client left, as it was to. Raises Refused, Broken
+    """Sends one request over as many connections as it takes. None: the client left, as planned. Raises Refused, Broken
     (the server does not know the request) or WrongShape."""
     if case.leave_after is not None and not case.streams:
         try:
@@ -186,7 +186,7 @@ async def _read_stream(reply: aiohttp.ClientResponse, reader: Reader) -> Answer 
 
 
 def _count(reader: Reader, number: int) -> None:
-    """An event has come: with a number, if it is the last of a token."""
+    """Takes an event; it has a number if it is the last one of a token."""
     if reader.case.path in NATIVE and number != reader.number + 1:
         raise WrongShape(f"event {number} after event {reader.number}")
     if number:
@@ -196,7 +196,7 @@ def _count(reader: Reader, number: int) -> None:
 
 
 def _native_stream(events: list[Event]) -> Answer:
-    """Of /generate_stream."""
+    """Reads an answer of /generate_stream."""
     tokens = [event["token"] for event in events if event["token"]["id"] >= 0]
     text = "".join(event["token"]["text"] for event in events)
     exact = [text, [token["id"] for token in tokens], events[-1]["finish_reason"]]
@@ -204,13 +204,13 @@ def _native_stream(events: list[Event]) -> Answer:
 
 
 def _any(value: Any) -> Answer:
-    """Whatever an API answers."""
+    """Reads the answer of any other API."""
     near: list[float] = []
     return Answer(exact=[json.dumps(_same_again(value, near), sort_keys=True)], near=near)
 
 
 def _same_again(value: Any, near: list[float]) -> Any:
-    """What of `value` has to be the same in another answer to the same request; its floats go to `near`."""
+    """The part of `value` that must be equal in another answer to the same request; its floats go to `near`."""
     if isinstance(value, dict):
         if "cache_read_input_tokens" in value:
             value = {**value, "input_tokens": value["input_tokens"] + value["cache_read_input_tokens"]}
@@ -224,7 +224,7 @@ def _same_again(value: Any, near: list[float]) -> Any:
 
 
 def _native(value: dict[str, Any]) -> Answer:
-    """Of /generate and /tokens."""
+    """Reads an answer of /generate and /tokens."""
     if "ntokens" in value:
         return Answer(exact=[value["ntokens"]])
     answer = Answer(exact=[value["generated_text"], value["finish_reason"], value["count_output_tokens"]])

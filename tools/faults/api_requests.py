@@ -1,5 +1,4 @@
-"""Requests of the APIs that everybody speaks, for chaos: chats, tools, constrained answers, lists of prompts, rows of
-numbers."""
+"""Requests of OpenAI's and Anthropic's APIs for chaos: chats, tools, constraints, lists of prompts, embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ CHAT, TEXTS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/
 EMBEDDINGS = "/v1/embeddings"
 MODEL = "chaos"
 INPUTS = 64
-"""Of one body that asks for embeddings."""
+"""Inputs of one body that asks for embeddings."""
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "minimum": 1}},
@@ -23,11 +22,11 @@ SCHEMA = {
 HOSTILE = {"type": "object", "properties": {"a": {"type": "nothing"}}}
 """No schema."""
 GUIDED_TOKENS = 80
-"""Of an answer that its grammar may end earlier."""
+"""Most tokens of an answer that its grammar may end earlier."""
 
 
 def apis(seed: int, load: Load) -> list[Case]:
-    """Requests of every kind to a model that writes."""
+    """Requests of every kind to a language model."""
     rng = random.Random(f"{seed} apis")
     found: list[Case] = []
 
@@ -86,7 +85,7 @@ def apis(seed: int, load: Load) -> list[Case]:
 
 
 def image_chats(seed: int, load: Load) -> list[Case]:
-    """Requests with images, of each API that has them."""
+    """Requests with images, of each API that takes them."""
     rng = random.Random(f"{seed} image chats")
     found: list[Case] = []
 

@@ -1,4 +1,4 @@
-"""Faults of every kind in every actor of a running server under mixed load: what is lost, what differs, what is left.
+"""Injects faults into every actor of a server under mixed load and reports lost, different and leaked things.
 
     python -m tools.faults.chaos [--hooks] [--seconds 180] [--clients 8]         # the default model
     python -m tools.faults.chaos --images [--hooks] [--ranks 2]                  # a tiny model that sees, images too
@@ -8,7 +8,7 @@
     python -m tools.faults.chaos --faults kill --actors tokenizer,router,detokenizer,worker0 --total 40 --clients 16
 
 First every request is answered by the undisturbed server. Then --clients clients ask without a pause (streams, whole
-answers, long prompts, n, logprobs, stop strings, images, what is refused, clients that leave; chats, tool calls that a
+answers, long prompts, n, logprobs, stop strings, images, refused requests, clients that leave; chats, tool calls that a
 grammar demands, JSON schemas, lists of prompts, messages, responses; or embeddings) while one fault after the other
 hits, until --seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM,
 which an actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a
@@ -19,8 +19,8 @@ message, lease, image file, descriptor or process may be left.
 
 Prints the matrix and one line of totals; --json writes every fault and every row as JSON lines. Exit code 1 if anything
 was lost, different or left behind. `effective` faults are those after which a process was replaced; `hit` requests were
-live when the fault came. A request is counted in the row of the last fault that it lived through. The longest pause is
-that of a stream between two tokens, a round's worst: median of the rounds, and most.
+live when the fault came. A request counts in the row of the last fault that it lived through. The longest pause is the
+worst gap between two tokens of a stream in a round: median and maximum over the rounds.
 
 --soak samples every second the resident memory and the descriptors of each process, the shared memory (sizes of the
 memory files that they have open, each once), and KV tokens, requests and lanes from /metrics. NAME.png shows them, and
@@ -57,7 +57,7 @@ KINDS: dict[Kind, str] = {
 }
 """Instead of the default model."""
 WATCHDOG = {"default": 2.0, "mock": 1.0, "images": 1.0, "embedding": 1.0, "encoder": 1.0}
-"""Seconds; a step of the default model takes longer than one of the others."""
+"""Watchdog in seconds; a step of the default model takes longer than one of the others."""
 
 
 def chaos(
@@ -87,7 +87,7 @@ def chaos(
 
 
 async def sampled(run: Experiment, samples: Samples) -> None:
-    """The whole experiment, watched."""
+    """Runs the whole experiment and samples the server."""
     watching = asyncio.create_task(sample_for_ever(run.server.pid, run.metrics, samples))
     try:
         await run.run()

@@ -1,4 +1,4 @@
-"""Clients that never stop asking while tools.faults.chaos disturbs the server, and how each of their requests ended."""
+"""Clients that ask without a pause while tools.faults.chaos disturbs the server, and how each request ended."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tools.faults.requests import Case, Load, images, texts, with_stop
 from tools.harness.procfs import actors
 
 RETRY_PAUSE = 0.1
-"""Seconds; a real client would wait for Retry-After."""
+"""Seconds before the next try; a real client would wait for Retry-After."""
 STOPPED = ("greedy", "seeded", "image")
-"""Kinds that are also asked for with a stop string."""
+"""Kinds of requests that are also sent with a stop string."""
 DEATH_SHOWS = 5.0
-"""Seconds within which a death of the http actor is seen from outside."""
+"""Seconds within which a death of the http actor is visible from outside."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Outcome:
     ended: float = 0.0
     refused: int = 0
     broken: int = 0
-    """Connections that broke before the http actor, which died, knew the request; each was followed by a new one."""
+    """Connections that broke before the dead http actor knew the request; the client opened a new one for each."""
     resumed: int = 0
     """Connections that broke and whose client came back for the rest."""
     pause: float = 0.0
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass
 class Clients:
-    """`count` clients of one server, in one event loop. `on_end` is told of every request."""
+    """`count` clients of one server in one event loop. `on_end` gets every request that has ended."""
 
     url: str
     supervisor: int
@@ -58,12 +58,12 @@ class Clients:
     _stop: bool = False
 
     def session(self) -> aiohttp.ClientSession:
-        """A connection for every request: one that is reused may break for reasons of its own."""
+        """Opens a connection for every request: a reused one may break for other reasons."""
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         return aiohttp.ClientSession(self.url, connector=connector, timeout=aiohttp.ClientTimeout(self.deadline))
 
     async def learn(self, load: Load) -> None:
-        """Ask everything twice of the undisturbed server. ValueError: it does not agree with itself."""
+        """Sends every request twice to the undisturbed server. Raises ValueError if the two answers differ."""
         async with self.session() as session:
             found = cases(self.seed, load)
             answers = await self._all(session, found)
@@ -95,7 +95,7 @@ class Clients:
         self._tasks = [asyncio.create_task(self._client(number)) for number in range(self.count)]
 
     async def stop(self) -> None:
-        """No new requests; those that run are waited for."""
+        """Sends no new requests and waits for the running ones."""
         self._stop = True
         await asyncio.gather(*self._tasks)
 
@@ -111,7 +111,7 @@ class Clients:
                 self.on_end(outcome)
 
     async def _perform(self, outcome: Outcome, session: aiohttp.ClientSession, case: Case, want: Answer | None) -> None:
-        """Ask until there is an answer; how the request ended stands in `outcome`."""
+        """Asks until there is an answer; `outcome` says how the request ended."""
         while True:
             front = actors(self.supervisor).get("http")
             try:
@@ -147,7 +147,7 @@ class Clients:
             outcome.note = first_difference(answer, want or Answer())
 
     async def _died(self, front: int | None) -> bool:
-        """Whether the http process that ran when the request began is gone."""
+        """Whether the http process that ran when the request began has ended."""
         end = time.monotonic() + DEATH_SHOWS
         while (now := actors(self.supervisor).get("http")) == front and now is not None:
             if time.monotonic() > end:

@@ -24,17 +24,17 @@ from tools.harness.metrics import not_idle, parse, parse_rows
 from tools.harness.procfs import Process, actors, alive, descendants, descriptors
 
 IDLE_AFTER = 30.0
-"""Seconds within which a server without clients holds nothing any more."""
+"""Seconds within which a server without clients holds nothing."""
 
 UNBOUNDED = 1 << 30
 """Faults."""
 CALM = 10.0
 """Most seconds between a recovery and the next fault."""
 LIVED = 1
-"""So many faults a request may have lived through when the next one comes. One that gets no token over three deaths of
-an actor is given up."""
+"""A request may have lived through this many faults when the next one comes. The server gives up a request that gets no
+token over three deaths of an actor."""
 ORPHANED = 5.0
-"""Seconds within which what a process has started ends after it."""
+"""Seconds within which the children of a dead process end."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Experiment:
     total: int = UNBOUNDED
     deadline: float = 120.0
     seen: set[Process] = field(default_factory=set)
-    """Processes of the server, and those that were and have not ended."""
+    """Processes of the server, and former ones that have not ended."""
 
     def __post_init__(self) -> None:
         pid, url = self.server.pid, self.server.base_url
@@ -99,13 +99,13 @@ class Experiment:
             await self._check_orphans(round)
 
     def _hits(self, actor: str, fault: str) -> bool:
-        """This load brings the actor to the fault."""
+        """Whether this load makes the actor reach the fault."""
         load = self.setting.load
         idle = WORKLESS["embeddings"] if load.embeds else WORKLESS["images"] if load.images else ()
         return not (actor in idle and fault in NEEDS_WORK)
 
     async def _calm(self, requests: int) -> None:
-        """Wait until so many requests have ended, and no live one is old."""
+        """Waits until this many requests have ended and no live one is old."""
         end = time.monotonic() + CALM
         wanted = len(self.report.outcomes) + requests
         young = self.report.rounds[-LIVED].injected if len(self.report.rounds) >= LIVED else 0.0
@@ -116,7 +116,7 @@ class Experiment:
             await asyncio.sleep(0.01)
 
     async def _check_orphans(self, round: Round) -> None:
-        """A process that was started by one that is gone is gone too."""
+        """Checks that the children of dead processes have ended."""
         end = time.monotonic() + ORPHANED
         while orphans := alive(self.seen) - descendants(self.server.pid):
             if time.monotonic() > end:
@@ -152,7 +152,7 @@ class Experiment:
         return {name: descriptors(pid) for name, pid in actors(self.server.pid).items()}
 
     async def _compare_descriptors(self, before: dict[str, list[str]]) -> None:
-        """Every actor has as many as in the beginning, once the last connection is closed."""
+        """Checks that every actor has as many descriptors as at the start, once the last connection is closed."""
         end = time.monotonic() + 5.0
         while (after := self._descriptors()) and time.monotonic() < end:
             if all(len(after.get(name, ())) <= len(old) for name, old in before.items()):
@@ -166,7 +166,7 @@ class Experiment:
                 self.report.problem(f"{name} has more descriptors: {dict(more)}")
 
     async def _check_books(self) -> None:
-        """Nobody holds anybody's memory, and no message waits for room. Needs hooks."""
+        """Checks that no actor holds a block of another one and no message waits for room. Needs hooks."""
         for name, pid in actors(self.server.pid).items():
             if not self.setting.hooks or name == "supervisor":
                 continue
@@ -183,7 +183,8 @@ class Experiment:
         return sum(parse_rows(await self.metrics(), "actor_restarts_total", "actor").values())
 
     def _check_restarts(self, before: float, after: float) -> None:
-        """More than one a fault: somebody was replaced without cause (or the machine is too slow for the watchdog)."""
+        """Checks for more than one replacement a fault: an actor was replaced without cause, or the machine is too slow
+        for the watchdog."""
         effective = sum(bool(round.replaced) for round in self.report.rounds)
         both = sum(round.fault == "corrupt" for round in self.report.rounds)
         if after - before > effective + both:
@@ -191,12 +192,12 @@ class Experiment:
 
 
 def kind(link: str) -> str:
-    """A descriptor's target without its number."""
+    """The target of a descriptor without its number."""
     return link.partition(":[")[0]
 
 
 def check_end(server: Server, seen: set[Process], report: Report) -> None:
-    """Stop the server: it ends with code 0, and so do all its processes."""
+    """Stops the server, which must end with code 0 and leave no process."""
     seen = seen | descendants(server.pid)
     code = server.drain(60.0)
     if code:

@@ -1,7 +1,7 @@
-"""Actors that can be told to fail: every real actor with one class in front of it, for tools.faults.chaos.
+"""Actors that fail on command, for tools.faults.chaos: every real actor with one class in front of it.
 
 `tools.faults.hooks:lightllm_mp.actors.router/RouterActor` is the program of a router with hooks. A real-time signal
-says what is to happen while the next message or plan is worked on, or that the books are to be written.
+says which fault happens during the next message or plan, or that the actor writes its books.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from lightllm_mp.actors.topology import SUPERVISOR
 from lightllm_mp.shm.layout import KIND_MESSAGE
 
 FOLDER = "LIGHTLLM_CHAOS_FOLDER"
-"""Environment variable: where slow starts are ordered and books are written."""
+"""Environment variable: the folder of orders for slow starts and of the actors' books."""
 RAISE, EXIT, HANG, CORRUPT, GRAB, BOOKS = (signal.SIGRTMIN + number for number in range(1, 7))
 SLOW_START = 2.0
-"""Seconds that an ordered slow start takes longer."""
+"""Seconds that a slow start takes longer."""
 GRABBED = 256 << 20
-"""Bytes that an actor asks for, and gives back, when it is told to."""
+"""Bytes that an actor allocates and frees on command."""
 GARBAGE = b"\xc1" * 5
 """A byte that msgpack never uses."""
 
 
 class Injected(RuntimeError):
-    """The exception that was ordered."""
+    """The exception that the tool ordered."""
 
 
 class Hooked:
@@ -76,7 +76,7 @@ class Hooked:
             pass
 
     def _send_garbage(self) -> None:
-        """A record that is no message, to one of the peers."""
+        """Sends a record that is no message to one of the peers."""
         links = [link for name, link in self.mailbox._links.items() if name != SUPERVISOR]
         random.choice(links).sender.try_put(GARBAGE, KIND_MESSAGE)
 

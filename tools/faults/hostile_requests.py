@@ -1,11 +1,11 @@
-"""Requests that are dear by design: how long do they keep others waiting?
+"""Sends requests that are expensive by design and measures how long they delay others.
 
     python -m tools.faults.hostile_requests [--kinds plans,names,...] [--seconds 4]
 
 Starts a server whose workers have no model (a context of 128k tokens, 256 rows, steps of 10 ms), and sends one kind of
 hostile request after the other while a stream runs and /liveness is asked every 20 ms. Prints for each kind what was
 answered, the longest time between two events of the stream, and the longest answer of /liveness. Client and server
-share cores, so the first line, with nothing sent, says how quiet the machine is. Exit code 1 if a process died, or the
+share cores: the first line, with nothing sent, shows how quiet the machine is. Exit code 1 if a process died or the
 server is not idle and healthy at the end.
 """
 
@@ -36,10 +36,10 @@ MIB = 1 << 20
 WORKERS = "tests.actors.mock_actor:PacedLargeMockWorkerActor"
 CONTEXT = 1 << 17
 START, LIMIT = 60.0, 120.0
-"""Seconds of the server's start, and of one hostile request."""
+"""Limits in seconds for the server's start and for one hostile request."""
 LEGAL = {"ignore_eos": True, "max_new_tokens": 2}
 Bodies = Callable[[], list[tuple[str, bytes]]]
-"""(path, body) of requests that are sent at once."""
+"""(path, body) of requests that are sent together."""
 
 
 def generate(inputs: str | list[int], **parameters: Any) -> tuple[str, bytes]:
@@ -51,7 +51,7 @@ def ids(count: int, first: int = 1) -> list[int]:
 
 
 def padded(head: str, part: Callable[[int], str], tail: str, size: int = 24 * MIB) -> tuple[str, bytes]:
-    """A body that is `size` bytes long or so."""
+    """A body of about `size` bytes."""
     count = (size - len(head) - len(tail)) // len(part(1_000_000))
     return "/generate", (head + ",".join(map(part, range(1_000_000, 1_000_000 + count))) + tail).encode()
 
@@ -78,7 +78,7 @@ KINDS: dict[str, Bodies] = {
 
 @dataclass
 class Watch:
-    """What another client of the server sees. Times in seconds."""
+    """The delays that another client of the server sees, in seconds."""
 
     port: int
     liveness: float = 0.0
@@ -86,7 +86,7 @@ class Watch:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
-        """Ask for /liveness on one connection until the end."""
+        """Asks /liveness on one connection until the end."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         with contextlib.closing(connection):
             while not self._ended.wait(0.02):
@@ -96,7 +96,7 @@ class Watch:
                 self.liveness = max(self.liveness, time.monotonic() - begin)
 
     def read(self) -> None:
-        """Read streams until the end, one after the other."""
+        """Reads streams one after the other until the end."""
         while not self._ended.is_set():
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
             with contextlib.closing(connection):
@@ -129,7 +129,7 @@ class Watch:
 
 
 def ask(port: int, path: str, body: bytes) -> str:
-    """The status of the answer; "cut" where there was none."""
+    """The status of the answer; "cut" if there was none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
     with contextlib.closing(connection):
         try:

@@ -1,4 +1,4 @@
-"""What tools.faults.chaos does to one process of a server, and how it sees that the server has recovered."""
+"""Injects one fault into one process of a server and waits until the server has recovered, for tools.faults.chaos."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTER
 HOOKS = {"raise": RAISE, "exit 0": EXIT, "hang": HANG, "corrupt": CORRUPT}
 MEMORY, SLOW = "memory", "slow start"
 PLAIN_FAULTS = ("kill", "stop", "term", MEMORY)
-"""What can be done to any server."""
+"""Faults for any server."""
 HOOK_FAULTS = (*HOOKS, SLOW)
-"""What needs hooks in the actors."""
+"""Faults that need hooks in the actors."""
 NEEDS_WORK = (*HOOKS, MEMORY)
-"""What an actor without messages never comes to."""
+"""Faults that an actor without messages never reaches."""
 WORKLESS = {"embeddings": ("detokenizer", "guide"), "images": ("guide",)}
-"""Actors that have no part in these loads."""
+"""Actors that these loads do not reach."""
 HARMLESS = ("term",)
-"""Nobody may be replaced."""
+"""Faults after which no process may be replaced."""
 UNCERTAIN = (MEMORY,)
-"""Whether an actor without hooks asks for more memory while it is short of it is up to its work."""
+"""Without hooks this fault may have no effect: the actor may need no memory while it is short."""
 HOLD = {"term": 0.5, MEMORY: 2.0}
-"""Seconds after which a fault without effect is over."""
+"""Seconds after which a fault without effect ends."""
 SETTLE = 0.05
-"""Seconds in which the front has heard that somebody is being replaced."""
+"""Seconds within which the front learns that a process is being replaced."""
 LOOK = 0.03
-"""Seconds between two looks at the server; more of them would take the time that it needs for its recovery."""
+"""Seconds between two looks at the server; more frequent ones would slow its recovery."""
 TICK = 0.1
 """Seconds by which the supervisor's tick may be late."""
 BALLAST = "memory " * 1_000_000
-"""A prompt that needs memory; it is far too long and refused."""
+"""A prompt that needs memory; the server refuses it as too long."""
 PATIENCE = {"worker": 4.0, "tokenizer": 2.0, "visual": 2.0}
 """In watchdog timeouts, as in the topology; 1 for the others."""
 
@@ -55,26 +55,26 @@ class Round:
     fault: str
     injected: float
     recovered: float = 0.0
-    """0: not yet."""
+    """monotonic; 0: not yet"""
     replaced: list[str] = field(default_factory=list)
     trouble: str = ""
     outcomes: list[Outcome] = field(default_factory=list)
-    """Requests whose last fault this was."""
+    """Requests for which this was the last fault."""
     hit: int = 0
-    """Requests that were live when it came; one may be hit by several faults."""
+    """Requests that were live when the fault came; several faults may hit one request."""
 
     @property
     def seconds(self) -> float:
         return self.recovered - self.injected
 
     def saw(self, outcome: Outcome) -> bool:
-        """The request lived at some time between fault and recovery."""
+        """Whether the request was live between fault and recovery."""
         return outcome.ended >= self.injected and (not self.recovered or outcome.started <= self.recovered)
 
 
 @dataclass
 class Injector:
-    """Disturbs one server. `patience`: seconds a recovery may take beyond the watchdog."""
+    """Injects faults into one server. `patience`: seconds that a recovery may take beyond the watchdog."""
 
     url: str
     supervisor: int
@@ -89,7 +89,7 @@ class Injector:
         return pid
 
     async def disturb(self, round: Round) -> None:
-        """Inject and wait for the recovery; what was not as it must be is in `round.trouble`."""
+        """Injects the fault and waits for the recovery. `round.trouble` gets what is wrong."""
         if not await self._up(round.actor):
             round.trouble = "is not there"
         before = actors(self.supervisor)
@@ -114,7 +114,7 @@ class Injector:
             extra.cancel()
 
     def _certain(self, fault: str) -> bool:
-        """Somebody has to be replaced."""
+        """Whether a process has to be replaced."""
         return fault not in HARMLESS and (self.hooks or fault not in UNCERTAIN)
 
     def _inject(self, actor: str, fault: str, pid: int) -> None:
@@ -130,7 +130,7 @@ class Injector:
             os.kill(pid, SIGNALS[fault] if fault in SIGNALS else HOOKS[fault])
 
     def _make_good(self, fault: str, pid: int) -> None:
-        """Undo what has had no effect."""
+        """Undoes a fault without effect."""
         try:
             if fault == MEMORY:
                 _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
@@ -141,7 +141,7 @@ class Injector:
             pass
 
     async def _replaced(self, round: Round, before: dict[str, int], pid: int) -> bool:
-        """Wait until somebody has been replaced: the victim, or, after garbage, whoever has read it."""
+        """Waits until a process has been replaced: the victim or, after garbage, the actor that read it."""
         kind = round.actor.rstrip("0123456789")
         wait = self.patience + PATIENCE.get(kind, 1.0) * self.watchdog
         hold = wait if self._certain(round.fault) else HOLD[round.fault]
@@ -157,11 +157,11 @@ class Injector:
         return False
 
     async def _healthy(self) -> bool:
-        """Wait until /health says so. A dispensable actor may still be on its way."""
+        """Waits until /health says so. A dispensable actor may still be starting."""
         return await self._until("/health", lambda text: True)
 
     async def _up(self, actor: str) -> bool:
-        """Wait until this actor takes part. The numbers are as old as the supervisor's last look at its children."""
+        """Waits until this actor takes part. The numbers are as old as the supervisor's last look at its children."""
 
         def up(text: str) -> bool:
             known = age(actors(self.supervisor).get(actor, 0)) > self.watchdog / 5 + TICK
@@ -185,7 +185,7 @@ class Injector:
         return False
 
     async def _ballast(self) -> None:
-        """Something big on its way through every actor; its answer does not matter."""
+        """Sends a large request through every actor; its answer does not matter."""
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(self.url, connector=connector) as session:
             while True:

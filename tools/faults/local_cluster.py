@@ -52,15 +52,21 @@ class LocalCluster:
     def add_node(self, replicas: int) -> Any:
         return self.cluster.add_node(num_cpus=0, num_gpus=replicas, object_store_memory=OBJECT_STORE)
 
-    def deploy(self, replicas: int, kv_tokens: int = 20_000) -> None:
-        """Returns when they are ready."""
+    def deploy(self, replicas: int, kv_tokens: int = 20_000, nodes: int = 1) -> None:
+        """Returns when they are ready. `nodes`: of each replica, with a rank on each; the first is the head then."""
         config = Config(
             model=ModelConfig(model_dir=self._model, device="cpu", load_format="dummy"),
-            engine=EngineConfig(max_total_token_num=kv_tokens, threads=1),
+            engine=EngineConfig(max_total_token_num=kv_tokens, threads=1, tp=nodes, nnodes=nodes),
             http=HttpConfig(port=0, disable_access_log=True),
             supervisor=SupervisorConfig(max_restarts=100, log_level="warning"),
         )
-        arguments = {"flags": config, "replicas": replicas, "host": "127.0.0.1", "cpus": 0, "gpus": 1}
+        arguments = {
+            "flags": config,
+            "replicas": replicas,
+            "host": "127.0.0.1",
+            "cpus": 0 if nodes == 1 else 0.5,
+            "gpus": nodes,
+        }
         environment = {"LIGHTLLM_MP_RELAY_KEYS": self.relay_key}
         with mock.patch.dict(os.environ, environment), mock.patch.object(app, "LightLLMReplica", MockReplica):
             serve.run(app.build_app(arguments), name=APPLICATION)

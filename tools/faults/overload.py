@@ -1,12 +1,12 @@
-"""Far more requests than a server takes: is the rest refused quickly, and does it live on?
+"""Sends far more requests than a server takes and checks that it refuses the rest quickly and stays healthy.
 
     python -m tools.faults.overload [--requests 10000] [--rate 0] [--mock] [--tokens 16] [--max-live 1000]
 
 Starts a server (the default model; with --mock one with instant tokens), sends all requests at once or at --rate a
 second, each on its own connection, and prints one JSON line a figure: how many were answered and refused, how long a
 refusal took in the server (from its access log: headers there to response) and at the client (request sent to first
-byte; the client shares the machine's cores), what clients were told to wait, how long the accepted ones really took,
-how long /health took meanwhile, and the resident memory of all processes before and at the most. Exit code 1 if a
+byte; the client shares the machine's cores), the Retry-After that clients got, how long the accepted ones really took,
+how long /health took meanwhile, and the resident memory of all processes before and at its maximum. Exit code 1 if a
 request got neither an answer nor a refusal with Retry-After, or if the server is not idle and healthy afterwards.
 """
 
@@ -33,7 +33,7 @@ from tools.harness.metrics import parse
 from tools.harness.procfs import MIB, actors, resident
 
 LINGER = 300.0
-"""Most seconds that answers are waited for."""
+"""Most seconds to wait for answers."""
 
 
 @dataclass
@@ -75,12 +75,12 @@ class Asker(asyncio.Protocol):
 
 
 class Watch:
-    """Samples the server from outside, every tenth of a second."""
+    """Samples the server from outside every tenth of a second."""
 
     def __init__(self, pid: int, url: str) -> None:
         self._pid, self._url = pid, url
         self.memory: list[float] = [memory(pid)]
-        """MiB of all processes; the first before anything was asked."""
+        """MiB of all processes; the first sample comes before the first request."""
         self.health: list[float] = []
 
     async def run(self) -> None:
@@ -97,7 +97,7 @@ class Watch:
 
 
 def memory(supervisor: int) -> float:
-    """Resident memory of all processes in MiB; what they share counts in each."""
+    """Resident memory of all processes in MiB; shared memory counts in each."""
     return sum(resident(pid) for pid in actors(supervisor).values()) / MIB
 
 
@@ -134,7 +134,7 @@ def start(flags: argparse.Namespace, folder: Path) -> tuple[subprocess.Popen[byt
         more = ["--model-dir", str(write_mock_model(folder / "model")), "--load-format", "dummy"]
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--log-json", *more]
     command += ["--max-live-requests", str(flags.max_live)]
-    command += ["--max-connections-per-address", "0"]  # one client plays all
+    command += ["--max-connections-per-address", "0"]  # one client acts for all
     with log.open("wb") as file:
         return subprocess.Popen(command, stderr=file), log
 
@@ -153,7 +153,7 @@ def wait_for_url(server: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def report(outcomes: list[Outcome], watch: Watch, log: Path, live: float) -> bool:
-    """Whether every request was answered or told when to come again, and nothing is left."""
+    """Whether every request got an answer or a Retry-After and nothing is left."""
     statuses = Counter(outcome.status for outcome in outcomes)
     refused = [outcome for outcome in outcomes if outcome.status in (429, 503)]
     answered = [outcome for outcome in outcomes if outcome.status == 200]
@@ -181,7 +181,7 @@ async def run(flags: argparse.Namespace, server: subprocess.Popen[bytes], log: P
     watching = asyncio.create_task(watch.run())
     outcomes = await flood(url, flags.requests, flags.rate, flags.tokens)
     watching.cancel()
-    await asyncio.sleep(1.0)  # the log's last lines
+    await asyncio.sleep(1.0)  # for the log's last lines
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
         live = parse(reply.read().decode())["live_requests"]
     return report(outcomes, watch, log, live)

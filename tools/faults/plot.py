@@ -1,4 +1,4 @@
-"""Samples as a picture: one panel a group, one line a series, a tick for every fault."""
+"""Draws samples as an image: a panel for each group, a line for each series, a tick for each fault."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from PIL import Image, ImageDraw
 from tools.faults.samples import GROUPS, Samples
 
 WIDTH, PANEL, LEFT, RIGHT, GAP = 1200, 210, 70, 250, 34
-"""Pixels: the whole, a panel's height, room for the scale and for the legend, between panels."""
+"""Pixels: the whole image, a panel's height, space for the scale and the legend, space between panels."""
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#17becf")
 
 
 def members(samples: Samples, group: str) -> list[tuple[str, list[float]]]:
-    """The series of one group, by short name."""
+    """The series of one group by short name."""
     named = ((name.partition(": "), column) for name, column in sorted(samples.series.items()))
     return [(short, column) for (head, _, short), column in named if head == group]
 
 
 def plot(samples: Samples, faults: Sequence[float], title: str, file: Path) -> None:
-    """Write a PNG. `faults`: seconds."""
+    """Writes a PNG. `faults`: their times in seconds."""
     image = Image.new("RGB", (WIDTH, GAP + len(GROUPS) * (PANEL + GAP)), "white")
     draw = ImageDraw.Draw(image)
     draw.text((LEFT, 4), title, "black")

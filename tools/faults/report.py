@@ -1,4 +1,4 @@
-"""The matrix actor x fault of tools.faults.chaos: for people, as JSON lines, and the verdict."""
+"""The results of tools.faults.chaos: the matrix actor x fault as a table and as JSON lines, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tools.faults.clients import Outcome
 from tools.faults.injector import Round
 
 CALM = ("-", "-")
-"""Row of the requests that no fault touched."""
+"""Row of the requests without a fault."""
 SHOWN = 5
-"""So many lost and different answers are shown at once; the JSON lines have all."""
+"""Lost and different answers that are printed at once; the JSON lines have all."""
 COUNTS = ("accepted", "finished", "identical", "different", "left", "broken", "lost", "refused", "resumed")
 
 
 def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Accepted requests end in one way each: finished (identical or different), left or lost. One whose connection
-    broke is resumed; `broken` are those that the dead front had not accepted, and that were sent again."""
+    """An accepted request ends in one way: finished (identical or different), left or lost. One whose connection
+    broke is resumed; `broken` are those that the dead front had not accepted and the client sent again."""
     counts = dict.fromkeys(COUNTS, 0)
     for outcome in outcomes:
         counts[outcome.end] += 1
@@ -38,10 +38,10 @@ class Report:
         self.rounds: list[Round] = []
         self.outcomes: list[Outcome] = []
         self.problems: list[str] = []
-        """What is wrong beside lost and different answers: leaks, faults without effect."""
+        """Problems beside lost and different answers: leaks, faults without effect."""
 
     def add(self, outcome: Outcome) -> None:
-        """A request has ended."""
+        """Counts a request that has ended."""
         self.outcomes.append(outcome)
         if outcome.end in ("lost", "different"):
             lived = [f"{round.actor} {round.fault}" for round in self.rounds[-8:] if round.saw(outcome)]
@@ -61,8 +61,8 @@ class Report:
         return not (self.problems or total["lost"] or total["different"])
 
     def file(self) -> list[Outcome]:
-        """Put every request under a fault that it lived through: one that http died of if its connection broke, else
-        the last one. Returns the others."""
+        """Assigns every request to a fault that it lived through: the one that killed http if its connection broke,
+        else the last one. Returns the others."""
         calm = []
         starts = [round.injected for round in self.rounds]
         for round in self.rounds:
@@ -111,7 +111,7 @@ class Report:
         return {"injected": injected, "effective": effective, "hit": hit, **tally(self.outcomes)}
 
     def show(self) -> None:
-        """Print the matrix; the rows go to the JSON lines as well."""
+        """Prints the matrix; the JSON lines get its rows too."""
         heads = ("injected", "effective", "hit", *COUNTS)
         names = " ".join(f"{head:>9}" for head in heads)
         print(f"{'actor':<12} {'fault':<10} {names}  recovery, s: median, most  longest pause, s")
@@ -129,7 +129,7 @@ class Report:
         print("nothing lost, nothing different, nothing left behind" if self.good else "FAILED", flush=True)
 
     def over(self, round: Round) -> None:
-        """A round has ended."""
+        """Counts a round that has ended."""
         if round.trouble:
             self.problem(f"{round.actor} {round.fault}: {round.trouble}")
         self._line(
@@ -147,7 +147,7 @@ class Report:
 
 
 def in_words(total: dict[str, Any]) -> str:
-    """Everything in one line."""
+    """All totals in one line."""
     return (
         "{injected} faults injected, {effective} effective; {accepted} requests accepted, {finished} finished, "
         "{identical} identical, {resumed} connections resumed, {broken} not accepted when http died (and sent again), "

@@ -12,41 +12,41 @@ from tests.vision.image_files import encoded, noise, png_of
 Body = dict[str, Any]
 SAMPLED: Body = {"do_sample": True, "temperature": 0.8}
 PICTURES = 8
-"""Different good ones."""
+"""Number of different valid images."""
 CACHED = 5
-"""Images that the server's cache holds: fewer than there are, so that they come and go."""
+"""Images that the server's cache holds: fewer than there are, so that it evicts some."""
 PLACE = -200
-"""What stands for an image in a prompt of ids."""
+"""The id of an image in a prompt of ids."""
 TAG = "<image>"
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much a server is asked for: small requests for a model, many tokens where they cost nothing."""
+    """Sizes of requests: small for a real model, large where tokens cost nothing."""
 
     tokens: tuple[int, int]
     """Least and most tokens of an answer."""
     sentences: int
-    """Of a long prompt."""
+    """Tokens of a long prompt."""
     too_long: int
-    """Repetitions that give more tokens than fit, and not so many characters that nobody counts them."""
+    """Repetitions that give more tokens than fit, but few enough characters that the tokenizer still counts them."""
     images: bool = False
     embeds: bool = False
-    """The model gives rows of numbers, and no text."""
+    """The model gives rows of numbers and no text."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request. `leave_after`: the client leaves after so many seconds (whole) or events (stream)."""
+    """A request. `leave_after`: the client leaves after this many seconds (whole) or events (stream)."""
 
     kind: str
     path: str
     body: Body
     leave_after: float | None = None
     refused: bool = False
-    """With 4xx."""
+    """Whether the server refuses it with 4xx."""
     resumable: bool = True
-    """A client whose connection broke can come back for the rest; else it asks again."""
+    """Whether a client whose connection broke can come back for the rest; else it asks again."""
 
     @property
     def streams(self) -> bool:
@@ -109,7 +109,7 @@ def pictures() -> list[bytes]:
 
 
 def broken() -> dict[str, bytes]:
-    """{kind: file} of what is refused: by its header, by the decoder, for its size."""
+    """{kind: file} of refused files: by the header, by the decoder, for the size."""
     good = encoded(noise(), "PNG")
     return {
         "no image": b"hello" * 100,

@@ -1,4 +1,4 @@
-"""Samples of what a server holds over time, and whether they are flat."""
+"""Samples of a server's memory, descriptors and requests over time, and whether they stay flat."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ GAUGES = (
     "images_in_work",
     "image_cache_leased_items",
 )
-"""Of /metrics; missing in a sample while http is being replaced."""
+"""Series of /metrics; missing in a sample while http is being replaced."""
 BYTES = {"queue_bytes": "in lanes", "image_file_bytes": "image files"}
-"""The same in bytes."""
+"""Series of /metrics in bytes."""
 WARM_UP = 0.2
-"""Share of the run that does not count: caches fill."""
+"""Share of the run, at its start, that does not count: caches fill."""
 GROWN_UP = 3.0
-"""Seconds after which a process has its usual size; younger ones are not looked at."""
+"""Seconds after which a process has its usual size; younger ones do not count."""
 GROUPS = ("resident MiB", "descriptors", "shared memory MiB", "KV tokens", "requests", "queues KiB")
 """Panels of the plot; series are named `group: what`."""
 ALLOWED = {"resident MiB": (8.0, 0.03), "descriptors": (6.0, 0.0), "shared memory MiB": (2.0, 0.02)}
 """(absolute, share of the mean) that a series may grow over the whole run; for the others see FREE."""
 FREE = (3.0, 0.25)
-"""Load comes and goes; what must not happen is that it piles up. The end of the run is checked exactly."""
+"""The load varies; it must not pile up. The end of the run is checked exactly."""
 BLOCK = 30.0
-"""Seconds of which the mean is one point of the line: what a server holds depends on what it held a second ago, so that
-single samples would make the error of a slope look too small."""
+"""Seconds whose mean is one point of the line: samples depend on those a second before, so single samples would make
+the error of a slope look too small."""
 CERTAIN = 3.0
-"""A slope counts if it is more than so many standard errors."""
+"""A slope counts if it is more than this many standard errors."""
 
 
 @dataclass
 class Samples:
-    """Columns over time; a value is missing (NaN) where a process was being replaced."""
+    """Columns over time; a value is missing (NaN) while a process is being replaced."""
 
     begin: float = field(default_factory=time.monotonic)
     times: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Samples:
 
 
 def judge(name: str, times: Sequence[float], column: Sequence[float]) -> dict[str, Any]:
-    """One series. Flat: it grows by no more than is allowed, or the growth is no more than noise."""
+    """One series. It is flat if it grows by no more than is allowed or no more than its noise."""
     begin = times[0] + WARM_UP * (times[-1] - times[0]) if times else 0.0
     points = [(t, v) for t, v in zip(times, column, strict=True) if t >= begin and not math.isnan(v)]
     values = [v for _, v in points]
@@ -87,7 +87,7 @@ def judge(name: str, times: Sequence[float], column: Sequence[float]) -> dict[st
 
 
 def blocks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean time and value of every BLOCK seconds."""
+    """The mean time and value of each BLOCK seconds."""
     found: dict[int, list[tuple[float, float]]] = {}
     for moment, value in points:
         found.setdefault(int(moment // BLOCK), []).append((moment, value))
@@ -107,7 +107,7 @@ def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 async def sample_for_ever(supervisor: int, metrics: Callable[[], Awaitable[str]], samples: Samples) -> None:
-    """One sample a second, until cancelled."""
+    """Takes a sample every second until it is cancelled."""
     samples.begin = time.monotonic()
     while True:
         try:

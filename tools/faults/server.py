@@ -1,4 +1,4 @@
-"""The server that chaos disturbs: of text or of images, with hooks in its actors, or with instant tokens."""
+"""Starts the server that chaos disturbs: text or images, with hooks in its actors, or with instant tokens."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tools.faults.requests import CACHED, Load
 from tools.harness.models import write_tiny_model
 
 MOCK = "LIGHTLLM_CHAOS_MOCK"
-"""Environment variable: 1 where the workers have no model."""
+"""Environment variable: 1 if the workers have no model."""
 PROGRAM = "import sys; from tools.faults.server import serve_hooked; sys.exit(serve_hooked())"
 RESUME_WINDOW = 10.0
-"""Seconds; shorter than the wait for idle memory, so that requests whose client has left, and stored responses,
-are dropped by then."""
+"""Seconds; shorter than the wait for idle memory, so that the server has dropped stored responses and requests whose
+client has left."""
 Kind = Literal["default", "mock", "images", "embedding", "encoder"]
 """The default model; no model at all; a tiny one that sees; tiny ones of embeddings, causal (Qwen3-Embedding) and not
 (BERT)."""
 TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
-"""Of chats with a model that has none."""
+"""Chat template for a model without one."""
 GOLDENS = {"images": "llava_hf", "embedding": "qwen3_embedding", "encoder": "bge_m3"}
 LOADS = {
     "default": Load(tokens=(16, 40), sentences=60, too_long=4000),
@@ -43,7 +43,7 @@ LOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is started. `watchdog` in seconds."""
+    """The server to start. `watchdog` in seconds."""
 
     kind: Kind = "default"
     hooks: bool = False
@@ -87,7 +87,7 @@ class Setting:
         return ModelConfig()
 
     def write(self, folder: Path) -> None:
-        """The model's files, where it has a folder of its own."""
+        """The model's folder, if it has one of its own."""
         if self.kind == "mock":
             write_mock_model(folder)
         if self.kind in GOLDENS:
@@ -97,7 +97,7 @@ class Setting:
 
 @contextlib.contextmanager
 def running(setting: Setting) -> Iterator[tuple[Server, Path]]:
-    """The server, ready, and the folder of its hooks. It is stopped at the end if it still runs."""
+    """Yields the ready server and the folder of its hooks. Stops the server at the end if it still runs."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
         setting.write(folder)
@@ -110,7 +110,7 @@ def running(setting: Setting) -> Iterator[tuple[Server, Path]]:
 
 
 def serve_hooked() -> int:
-    """The main program of the supervisor's process: as usual, but its children have hooks."""
+    """The main program of the supervisor's process; its children have hooks."""
     usual = supervisor.topology
     with_mock = os.environ[MOCK] == "1"
 
@@ -122,7 +122,7 @@ def serve_hooked() -> int:
 
 
 def hooked(plan: Topology, *, mocked: bool) -> Topology:
-    """The same topology with hooks in every child, and with workers without a model."""
+    """The topology with hooks in every child and with workers without a model."""
     ranks = sum(child.name.startswith("worker") for child in plan.children)
     worker = (
         "tests.actors.supervision.rank_actor:MockRankActor" if ranks > 1 else "tests.actors.mock_actor:MockWorkerActor"

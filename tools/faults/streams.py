@@ -1,4 +1,4 @@
-"""Streams of events as the clients of each API read them: which event is the last, which says an error, and the whole
+"""Reads streams of events as clients of each API do: which event is the last, which reports an error, and the whole
 answer that they add up to."""
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import Any
 from tools.faults.api_requests import CHAT, MESSAGES, RESPONSES, TEXTS
 
 DONE = "[DONE]"
-"""The data of the event that ends OpenAI's first streams."""
+"""The data of the last event of OpenAI's chat and completion streams."""
 ENDS = ("message_stop", "response.completed", "response.incomplete")
 Event = Any
 """The JSON of an event, or DONE."""
 
 
 class BadStream(ValueError):
-    """The events are none of this API."""
+    """The events do not follow the API."""
 
 
 def is_last(path: str, event: Event) -> bool:
@@ -28,7 +28,7 @@ def is_last(path: str, event: Event) -> bool:
 
 
 def failure(event: Event) -> str | None:
-    """The code of an error that is sent in the place of the answer."""
+    """The code of an error that comes instead of the answer."""
     if event == DONE:
         return None
     error = event.get("error") or (event.get("response") or {}).get("error")
@@ -36,12 +36,12 @@ def failure(event: Event) -> str | None:
 
 
 def whole(path: str, events: Sequence[Event]) -> Any:
-    """What the events of a complete stream add up to. Raises BadStream."""
+    """The answer that the events of a complete stream add up to. Raises BadStream."""
     return {CHAT: _chunks, TEXTS: _chunks, MESSAGES: _message, RESPONSES: _response}[path](events)
 
 
 def _chunks(events: Sequence[Event]) -> Any:
-    """Of chat and text completions."""
+    """Adds up chat and text completions."""
     choices: dict[int, dict[str, Any]] = {}
     usage = None
     for chunk in events[:-1]:
@@ -74,7 +74,7 @@ def _add_calls(found: dict[str, Any], deltas: Sequence[Any]) -> None:
 
 
 def _message(events: Sequence[Event]) -> Any:
-    """Of Anthropic's."""
+    """Adds up Anthropic's messages."""
     blocks: list[dict[str, Any]] = []
     rest: dict[str, Any] = {}
     open_block = False
@@ -98,7 +98,7 @@ def _message(events: Sequence[Event]) -> Any:
 
 
 def _response(events: Sequence[Event]) -> Any:
-    """Of OpenAI's responses."""
+    """Adds up OpenAI's responses."""
     if (numbers := [event["sequence_number"] for event in events]) != list(range(len(events))):
         raise BadStream(f"the events have the numbers {numbers[:3]} ... {numbers[-3:]}")
     texts: dict[int, str] = {}

@@ -1,1 +1,1 @@
-"""What tools.fuzz.run is made of. The targets are run by the tests too (tests/fuzz)."""
+"""The parts of tools.fuzz.run. tests/fuzz runs the targets too."""

@@ -1,4 +1,4 @@
-"""The C code of the ring with AddressSanitizer, UndefinedBehaviorSanitizer and coverage for libFuzzer."""
+"""Builds the C code of the ring with AddressSanitizer, UndefinedBehaviorSanitizer and coverage for libFuzzer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-fno-sanitize-recover=all"]
 
 
 def missing(native: bool, ring: str) -> str:
-    """What has to be installed for a target; empty: nothing."""
+    """What a target lacks on this machine; empty: nothing."""
     if (native or ring == "c") and shutil.which("clang") is None:
         return "clang with its runtimes (apt-get install clang)"
     if not native and find_spec("atheris") is None:
@@ -23,19 +23,19 @@ def missing(native: bool, ring: str) -> str:
 
 
 def native(folder: Path) -> Path:
-    """ring.c, a program of its own."""
+    """Builds ring.c, a program."""
     return _compile(folder / "ring", "-fsanitize=fuzzer,address,undefined", str(HERE / "ring.c"))
 
 
 def extension(folder: Path) -> Path:
-    """_ring.c as an extension for a process that `preload` is loaded into."""
+    """Builds _ring.c as an extension for a process that preloads `preload`."""
     include = "-I" + sysconfig.get_paths()["include"]
     sanitizers = "-fsanitize=address,undefined,fuzzer-no-link"
     return _compile(folder / "_ring.so", "-shared", "-fPIC", include, sanitizers, str(SHM / "_ring.c"))
 
 
 def preload() -> Path:
-    """The sanitizers' runtime with libFuzzer, which atheris brings."""
+    """The sanitizers' runtime with libFuzzer, a part of atheris."""
     spec = find_spec("atheris")
     assert spec is not None
     assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""One target under atheris: `python -m tools.fuzz.child TARGET EXTENSION [libFuzzer's options and corpora]`.
+"""Runs one target under atheris: `python -m tools.fuzz.child TARGET EXTENSION [libFuzzer's options and corpora]`.
 
 EXTENSION is a build of _ring.c, or - for none. Without libFuzzer's -runs or -max_total_time it goes on until it finds
 something. Given files in place of corpora, it runs each of them once.
@@ -18,7 +18,7 @@ from tools.fuzz.features import instrument
 from tools.fuzz.targets import TARGETS
 
 ADDRESS_SPACE = 4 << 30
-"""Bytes; libFuzzer's own limit looks at the memory only now and then."""
+"""Bytes; libFuzzer checks its own limit only now and then."""
 
 
 def use(path: str) -> None:
@@ -32,7 +32,7 @@ def use(path: str) -> None:
 
 
 def timed(test: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """Says so whenever an input took more CPU time than all before."""
+    """Prints when an input took more CPU time than all before."""
     slowest = 0.0
 
     def run(data: bytes) -> None:
@@ -57,7 +57,7 @@ def fuzz_target() -> None:
     with atheris.instrument_imports(include=["lightllm_mp", "tools.fuzz", *target.also]):
         test, seeds = target.test(), target.seeds()
     instrument(atheris.instrument_func)
-    for seed in seeds:  # what is done once (caches, lazy imports) is no feature of the first input
+    for seed in seeds:  # work that happens once (caches, lazy imports) is no feature of the first input
         test(seed)
     atheris.Setup([sys.argv[0], *options], timed(test))
     atheris.Fuzz()

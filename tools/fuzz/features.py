@@ -1,4 +1,4 @@
-"""What a fuzzer shall find worth keeping although it happens in C code that is not instrumented."""
+"""Features for the fuzzer from C code that is not instrumented, so that it keeps the inputs that reach them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _spots: list[Callable[[], None]] = []
 
 
 def instrument(by: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
-    """`by` makes a function one that the fuzzer sees being called. Without this nothing is noted."""
+    """`by` makes a function whose calls the fuzzer sees. Without it nothing is noted."""
 
     def spot() -> Callable[[], None]:
         return lambda: None
@@ -21,13 +21,13 @@ def instrument(by: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
 
 
 def seen(text: str, *more: object) -> None:
-    """Something that happened, told in words; what stands in quotes there, and numbers, do not count."""
+    """Notes an event by its text, without quoted parts and numbers."""
     if _spots:
         _spots[crc32((_GIVEN.sub("", text) + repr(more)).encode()) % SPOTS]()
 
 
 def size_class(value: object) -> object:
-    """The kind of a value, and how large it is about."""
+    """The type of a value and its approximate size."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value < 0, "x" * (value.bit_length() // 4)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Files that a stranger has made: pictures of requests, checkpoints and tokenizers that an operator has downloaded."""
+"""Targets for files from strangers: images of requests, checkpoints and tokenizers that an operator downloads."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tools.fuzz.refusal import check_refusal
 
 LIMITS = ImageLimits(max_bytes=1 << 16, max_pixels=1 << 20, max_edge=5000)
 MOST_READ = 1 << 16
-"""Bytes of a tensor that is read as well as found."""
+"""Bytes of a tensor that is read, not only found."""
 
 
 @contextmanager
 def file_of(data: bytes) -> Iterator[Path]:
-    """A file in memory that holds `data`."""
+    """The path of a file in memory that holds `data`."""
     fd = os.memfd_create("fuzzed", os.MFD_CLOEXEC)
     try:
         os.write(fd, data)
@@ -37,7 +37,7 @@ def file_of(data: bytes) -> Iterator[Path]:
 
 
 def image(data: bytes) -> None:
-    """The size of a picture, within the limits, or an error of the client."""
+    """Reads the size of an image within the limits, or raises the client's error."""
     try:
         found = read_header(data, LIMITS)
     except EngineError as error:
@@ -51,7 +51,7 @@ def image(data: bytes) -> None:
 
 
 def image_seeds() -> list[bytes]:
-    """The smallest file of each kind, with an orientation where it has a place."""
+    """The smallest file of each format, with an orientation if the format has one."""
     tags = struct.pack("<HHHII", 3, 0x0100, 4, 1, 30) + struct.pack("<HHIIHHII", 0x0101, 4, 1, 40, 0x0112, 3, 1, 6)
     tiff = b"II*\0" + struct.pack("<I", 8) + tags + bytes(4)
     exif = b"Exif\0\0" + tiff
@@ -84,7 +84,7 @@ def image_seeds() -> list[bytes]:
 
 
 def gguf(data: bytes) -> None:
-    """Keys, values and tensors that lie within the file, or a ModelError."""
+    """Reads keys, values and tensors within the file, or raises ModelError."""
     with file_of(data) as path:
         try:
             found = read_gguf(path)
@@ -125,7 +125,7 @@ def gguf_seeds() -> list[bytes]:
 
 
 def safetensors(data: bytes) -> None:
-    """Shapes of tensors, of a file that is whole, or a ModelError."""
+    """Reads shapes of tensors of a whole file, or raises ModelError."""
     with file_of(data) as path:
         try:
             found = shapes([path])
@@ -171,7 +171,7 @@ def _field(number: int, value: int | bytes | float) -> bytes:
 
 
 def sentencepiece_seeds() -> list[bytes]:
-    """A BPE and a unigram model of a few pieces."""
+    """A BPE and a unigram model with a few pieces."""
     kinds = [
         ("<unk>", 2),
         ("<s>", 3),
@@ -188,7 +188,7 @@ def sentencepiece_seeds() -> list[bytes]:
 
 
 def tiktoken(data: bytes) -> None:
-    """A tokenizer that encodes a text, or a ModelError. A file that is almost right has the bytes before `data`."""
+    """Reads a tokenizer and encodes a text, or raises ModelError. The second file has a correct table before `data`."""
     for table in (data, _bytes_table() + data):
         with file_of(table) as path:
             try:

@@ -1,4 +1,4 @@
-"""Both ends of a lane in one process, and somebody who writes into their memory. As ring.c, above the C code."""
+"""Both ends of a lane in one process, and an attacker who writes into their memory; as ring.c, above the C code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOT = (0, 8, 16, 24, 32, 48, 64, 128, 256, 384, 512, 640, 648, 656, 664, 768, 77
 
 
 class Attacked:
-    """A lane under attack beside a healthy one, in one inbox."""
+    """A lane under attack beside a healthy one in one inbox."""
 
     def __init__(self) -> None:
         self.bells = Bell.create(1), Bell.create(2)
@@ -28,7 +28,7 @@ class Attacked:
         self.sender, self.other = Sender(self.lane, *self.bells), Sender(self.good, *self.bells)
         self.damaged = False
         self._sent: deque[tuple[int, bytes]] = deque()
-        """What is in the lane, as long as nobody has written into it."""
+        """The records in the lane, as long as the attacker has not written into it."""
         self._number = 0
 
     def put(self, kind: int, lengths: list[int]) -> None:
@@ -51,7 +51,7 @@ class Attacked:
             assert len(payload) <= LARGEST
             if not self.damaged:
                 assert (kind, payload) == self._sent.popleft()
-        room = CAPACITY if self.lane.implementation == "python" else published  # the twin's positions are for show
+        room = CAPACITY if self.lane.implementation == "python" else published  # the twin does not use its positions
         assert sum(8 + len(payload) for _, _, payload in found) <= room, "more was taken than was published"
         if not self.damaged:
             assert len(found) == most or not self._sent, "records are left behind"
@@ -63,12 +63,12 @@ class Attacked:
         view[at : at + len(data)] = data[: len(view) - at]
 
     def add(self, at: int, more: int) -> None:
-        """To a word of the header."""
+        """Damages a word of the header."""
         word = int.from_bytes(self.lane.segment.view[at : at + 8], "little")
         self.write(at, (word + more & (1 << 64) - 1).to_bytes(8, "little"))
 
     def set_header(self, behind: int, header: int) -> None:
-        """Of one of the records that are read next: `behind` bytes from where the consumer is."""
+        """Damages a record that is read next, `behind` bytes after the consumer's position."""
         head = int.from_bytes(self.lane.segment.view[HEAD : HEAD + 8], "little")
         self.write(PAGE + (head + behind) % CAPACITY // 8 * 8, header.to_bytes(8, "little"))
 
@@ -77,7 +77,7 @@ class Attacked:
         self.lane.segment.view[bit // 8] ^= 1 << bit % 8
 
     def count(self, which: int, value: int) -> None:
-        """Somebody else counts bytes of the twin's lane."""
+        """The attacker changes the byte counts of the twin's lane."""
         if fds := self.lane.fds[1:]:
             self.damaged = True
             with contextlib.suppress(BlockingIOError, OSError):
@@ -89,7 +89,7 @@ class Attacked:
         self.inbox.wait(0)
 
     def attach(self) -> None:
-        """A process that is born now looks at the header."""
+        """A new process checks the header."""
         fds = [os.dup(fd) for fd in self.lane.fds]
         try:
             Lane.attach(*fds).close()
@@ -99,7 +99,7 @@ class Attacked:
                 os.close(fd)
 
     def check(self) -> None:
-        """The healthy lane was not disturbed, and the other one is as good as new when it is emptied."""
+        """Checks that the healthy lane is undisturbed and the other one works again when it is emptied."""
         assert self.other.try_put(b"still here")
         found = [record for _ in range(3) for record in self.inbox.drain(1 << 20)]
         assert (1, 1, b"still here") in found
@@ -116,7 +116,7 @@ class Attacked:
 
 
 def ring(data: bytes) -> None:
-    """Operations on a lane, of the implementation that LIGHTLLM_MP_RING names."""
+    """Operations on a lane of the implementation that LIGHTLLM_MP_RING names."""
     reader, lane = Reader(data), Attacked()
     try:
         while reader:
@@ -153,9 +153,9 @@ def operate(lane: Attacked, reader: Reader) -> None:
 
 
 def ring_seeds() -> list[bytes]:
-    """A full lane and its drain; records that reach around its end; each kind of damage."""
+    """A full lane and its drain; records that wrap around its end; each kind of damage."""
     full = b"\x00\x00\xff\x01" * 8
-    exactly, long = b"\x00\x00\xf8\x01", b"\x0b\x00\x00\x02\x01"  # a record of 512 bytes, one that has 520
+    exactly, long = b"\x00\x00\xf8\x01", b"\x0b\x00\x00\x02\x01"  # a record of 512 bytes and one of 520
     return [
         full + b"\x02\xff",
         (b"\x00\x01\xf0\x01\x02\x05") * 12,

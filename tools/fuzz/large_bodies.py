@@ -1,12 +1,12 @@
-"""Bodies of random shapes and of every size up to the limit, sent to a running server.
+"""Sends bodies of random shapes and of every size up to the limit to a running server.
 
     python -m tools.fuzz.large_bodies [--minutes 30] [--seed 0] [--found DIR]
 
 The coverage-guided targets (run.py) see short inputs. Here a body is a valid request, some of whose values, names or
-brackets are repeated until it is up to 32 MiB long, and which is then, sometimes, cut or damaged. The workers have no
-model (tools/faults/hostile_requests.py). Meanwhile /liveness is asked and a stream runs. A body is found if its answer
+brackets are repeated until it is up to 32 MiB long; some are cut or damaged. The workers have no model
+(tools/faults/hostile_requests.py). Meanwhile the tool asks /liveness and a stream runs. A body is found if its answer
 is neither 200 nor 4xx, or if it delays the stream or /liveness by more than --gap ms; it is written to DIR. Exit code 1
-if any is found, a process dies, or something is live at the end.
+if any is found, a process dies, or a request is live at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LETTERS = ("a", "9", " ", "\\n", "\\u0041", "\\ud83d\\ude00", "é", "😀", '\\"
 
 
 def sized(rng: random.Random, part: Callable[[int], str], size: int, between: str = ",") -> str:
-    """A row of parts that is `size` characters long or so."""
+    """A row of parts of about `size` characters."""
     count = max(size // (len(part(0)) + len(between)), 1)
     return between.join([part(i) for i in range(count)]) if rng.random() < 0.5 else between.join([part(0)] * count)
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             end = time.monotonic() + 60 * flags.minutes
             while time.monotonic() < end:
                 path, data = body(rng)
-                time.sleep(0.1)  # what making the body has cost this process is over
+                time.sleep(0.1)  # so that the cost of making the body is over
                 watch.liveness = watch.gap = 0.0
                 status = ask(port, path, data)
                 time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Runs one target for a while, in a process of its own, and reads what libFuzzer says about it."""
+"""Runs one target for a while in a process of its own and reads libFuzzer's output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MEGABYTES = 1024
 """More memory is a crash, without sanitizers."""
 SANITIZED_MEGABYTES = 2048
 AGAIN = 20
-"""How often a target that was ended by what it found is started again."""
+"""How often a target is started again after a finding ended it."""
 LATE = 120.0
-"""Seconds that a process may need beyond its time, to start and to stop, before it is killed."""
+"""Seconds beyond its time that a process gets to start and stop before it is killed."""
 
 _STATUS = re.compile(r"^#(\d+)\s+\w+.*? cov: (\d+) ft: (\d+) corp: (\d+)/")
 _SLOWEST = re.compile(r"^slowest input so far: (\d+) us")
@@ -31,11 +31,11 @@ _RUNS = re.compile(r"^(?:#(\d+)\s|stat::number_of_executed_units: (\d+))")
 
 @dataclass
 class Row:
-    """What came out of one target."""
+    """The result of one target."""
 
     name: str
     seconds: float = 0.0
-    """Without the starts of processes."""
+    """Seconds without the starts of processes."""
     runs: int = 0
     corpus: int = 0
     edges: int = 0
@@ -47,7 +47,7 @@ class Row:
     crashes: int = 0
     hangs: int = 0
     trouble: str = ""
-    """Why there is no result."""
+    """The reason, if there is no result."""
     found: list[Path] = field(default_factory=list)
 
     @property
@@ -62,7 +62,7 @@ class Watch:
         self._folder, self._extension, self._program = folder, extension, program
 
     def run(self, target: Target, seconds: float) -> Row:
-        """Fuzzes for that long; what ends a process is kept, and another one goes on."""
+        """Fuzzes for this time; keeps each input that ends a process, and goes on with another process."""
         row = Row(target.name)
         folder = self._folder / target.name
         (folder / "corpus").mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class Watch:
             (folder / "words").write_text("".join(f'"{word}"\n' for word in quoted))
 
     def _once(self, target: Target, folder: Path, seconds: float, row: Row, history: list[tuple[float, int]]) -> bool:
-        """One process. True: it ended because it found something, and another one may go on."""
+        """Runs one process. True: it found something and ended, and another one may go on."""
         sanitized = target.native or target.ring == "c"
         options = [
             f"-max_total_time={max(int(seconds), 1)}",
@@ -135,7 +135,7 @@ class Watch:
         return True
 
     def command(self, target: Target, options: list[str]) -> tuple[list[str], dict[str, str]]:
-        """How a target is started, and with which environment."""
+        """The command and the environment of a target."""
         environment = {**os.environ, "LIGHTLLM_MP_RING": target.ring, "OMP_NUM_THREADS": "1"}
         if target.native:
             return [str(self._program), *options], environment

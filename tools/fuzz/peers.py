@@ -1,4 +1,4 @@
-"""What one actor takes from another: messages, bytes in an arena, leases that come back, step plans."""
+"""Targets for data between actors: messages, bytes in an arena, returned leases, step plans."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _decoder = msgspec.msgpack.Decoder(say.Message)
 
 
 class Peer:
-    """A port whose peer is the input: it sends any record, writes into its arena, and gives back what it likes."""
+    """A channel whose peer is the input: it sends any record, writes into its arena and returns any lease."""
 
     def __init__(self) -> None:
         self.bells = Bell.create(1), Bell.create(2)
@@ -49,7 +49,7 @@ class Peer:
         self.lent: list[BlockRef] = []
 
     def record(self, kind: int, payload: bytes) -> None:
-        """The value is a message or bytes; a record that cannot be right poisons the lane and nothing else happens."""
+        """The value is a message or bytes. An impossible record poisons the lane and does nothing else."""
         try:
             value = self.port.decode(kind, payload)
         except (ProtocolError, LeaseError) as error:
@@ -63,7 +63,7 @@ class Peer:
             assert _encoder.encode(_decoder.decode(again)) == again
 
     def block(self, payload: bytes, kind: int) -> None:
-        """A record that points to its payload, as a correct peer sends it."""
+        """A record with a reference to its payload, as a correct peer sends it."""
         if len(payload) <= GRANULE * BLOCKS - 64 and (block := self.theirs.alloc(len(payload))):
             self.record(kind, _encoder.encode(self.theirs.write(block, payload)))
             self.theirs.free(block)
@@ -79,18 +79,18 @@ class Peer:
             self.record(5, lease)
 
     def damage(self, at: int, data: bytes) -> None:
-        """Only what the peer may write: blocks and their headers. The first page is checked once, when it attaches."""
+        """Damages what the peer may write: blocks and their headers. The first page is checked once, at the attach."""
         view = self.theirs.segment.view
         at = PAGE + at % (len(view) - PAGE)
         view[at : at + len(data)] = data[: len(view) - at]
 
     def look(self, ref: BlockRef) -> None:
-        """A reference from the fields of a message."""
+        """A reference made of the fields of a message."""
         with contextlib.suppress(LeaseError):
             assert len(self.seen.read(ref)) == ref.length
 
     def attach(self, at: int, data: bytes) -> None:
-        """Somebody is born whose peer has written over the arena's first words."""
+        """A new process attaches to an arena whose first words its peer has overwritten."""
         other = Arena.create(GRANULE, GRANULE)
         other.segment.view[at : at + len(data)] = data
         fd = os.dup(other.fd)
@@ -152,7 +152,7 @@ def channel_seeds() -> list[bytes]:
 
 
 def message(data: bytes) -> None:
-    """Bytes that came over a lane as a message, without the lane around them."""
+    """Decodes bytes as a message, without the lane."""
     peer = _listener()
     try:
         value, lease = peer.decode(1, data)
@@ -174,7 +174,7 @@ def _listener() -> ChannelReceiver:
 
 
 def message_seeds() -> list[bytes]:
-    """One of every kind."""
+    """One message of every kind."""
     ids = array("i", [5, 6, 7]).tobytes()
     rules = say.Sampling(
         seed=3, stop_ids=ids, bias_ids=ids, bias_values=array("f", [1, 2, 3]).tobytes(), allowed_ids=ids
@@ -220,7 +220,7 @@ def message_seeds() -> list[bytes]:
 
 
 def plan(data: bytes) -> None:
-    """A step plan: refused, or of sections that add up and lie within the bytes that came."""
+    """Reads a step plan: it is refused, or its sections add up and lie within the bytes."""
     try:
         found = unpack(bytearray(data))
     except ValueError as error:

@@ -1,16 +1,16 @@
-"""An input of a fuzzer as a list of operations and their arguments."""
+"""Reads an input of a fuzzer as a list of operations and their arguments."""
 
 from __future__ import annotations
 
 
 class Reader:
-    """Takes numbers and bytes off the front of `data`; what lacks at its end is 0 or empty."""
+    """Takes numbers and bytes from the front of `data`; missing ones at its end are 0 or empty."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
 
     def __bool__(self) -> bool:
-        """Something is left."""
+        """Whether bytes are left."""
         return self._at < len(self._data)
 
     def number(self, size: int) -> int:

@@ -1,4 +1,4 @@
-"""What every error that a client sees has in common."""
+"""Checks that hold for every error that a client sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from lightllm_mp.errors import EngineError
 
 
 def check_refusal(error: EngineError) -> None:
-    """It is the client's, and short: nothing of a large request is repeated."""
+    """The error is the client's and short: it repeats nothing of a large request."""
     assert 400 <= error.status < 500, error
     assert len(error.message.encode()) < 400
     assert error.param is None or len(error.param) < 100

@@ -1,4 +1,4 @@
-"""What clients send: bodies, URLs of images, and whole connections with heads, chunks and keys."""
+"""Targets for data from clients: bodies, URLs of images, and whole connections with heads, chunks and keys."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(say.Mess
 
 
 def body(data: bytes) -> None:
-    """A body of one of the routes, up to the message that would go to the tokenizer: in bounds, or a short 4xx."""
+    """Reads a body of one of the routes up to the message for the tokenizer: within its bounds, or a short 4xx."""
     try:
         kinds = (_generate, _tokens, _score, _embed, _rerank, _score_pairs)
         kinds[data[0] % len(kinds) if data else 0](data[1:])
@@ -49,7 +49,7 @@ def body(data: bytes) -> None:
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:
-    """The result of work that waits for nothing but its turn."""
+    """The result of a coroutine that waits for its turn only."""
     while True:
         try:
             work.send(None)
@@ -128,7 +128,7 @@ def _parameters(raw: msgspec.Raw) -> schema.RequestParameters:
 
 
 def _check_rules(rules: say.Sampling) -> None:
-    """What the documents promise, and the samplers rely upon."""
+    """Checks the bounds that the documents promise and the samplers rely on."""
     assert 0 <= rules.seed < 2**63
     assert 0.0 <= rules.temperature <= 1000.0
     assert 0 <= rules.top_k <= schema.MAX_ID
@@ -160,7 +160,7 @@ def _images(found: schema.Multimodal | None) -> None:
 
 
 def _sent(message: say.Wire) -> None:
-    """It can be sent, and arrives as it was."""
+    """Checks that the message can be sent and arrives unchanged."""
     assert _decoder.decode(_encoder.encode(message)) == message
 
 
@@ -191,7 +191,7 @@ def body_seeds() -> list[bytes]:
 
 
 def body_words() -> list[str]:
-    """Names, and numbers at the edges."""
+    """Names, and numbers at the bounds."""
     structs = (
         schema.GenerateBody,
         schema.TokensBody,
@@ -206,7 +206,7 @@ def body_words() -> list[str]:
 
 
 def url(data: bytes) -> None:
-    """An image's URL: refused, or one whose host is a name (judged when it is resolved) or a public address."""
+    """Checks an image's URL: it is refused, or its host is a name (checked when it is resolved) or a public address."""
     text = data.decode("utf-8", "replace")
     try:
         found = checked(text)
@@ -218,7 +218,7 @@ def url(data: bytes) -> None:
     assert found.scheme in ("http", "https")
     assert found.raw_host
     for host in (found.host, found.raw_host):
-        if host and is_ip_address(host):  # what aiohttp connects to without asking a resolver
+        if host and is_ip_address(host):  # hosts that aiohttp connects to without a resolver
             assert is_public(ipaddress.ip_address(host.strip("[]").rstrip("."))), host
     seen(
         "url", found.scheme, size_class(found.raw_host), found.explicit_port is None, size_class(found.raw_query_string)
@@ -241,7 +241,7 @@ def url_seeds() -> list[bytes]:
 
 
 class Wire(asyncio.Transport):
-    """The other end of a connection; keeps what was written."""
+    """The other end of a connection; it keeps the written bytes."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 5)})
@@ -267,13 +267,13 @@ class Wire(asyncio.Transport):
         return 0
 
     def pause_reading(self) -> None:
-        """The input is short."""
+        """A seed stays short."""
 
     resume_reading = pause_reading
 
 
 class Server:
-    """Connections, keys, bodies and errors as the server has them, in front of a handler that decodes and is done."""
+    """The server's connections, keys, bodies and errors in front of a handler that only decodes."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -304,7 +304,7 @@ class Server:
         return web.Response(text="hello")
 
     async def talk(self, pieces: list[bytes]) -> bytes:
-        """What is answered to a connection that sends `pieces` and then nothing more."""
+        """The answer to a connection that sends `pieces` and then nothing."""
         options = {"access_log": None, "keepalive_timeout": 75.0, "lingering_time": 0.0, "auto_decompress": False}
         wire = Wire()
         protocol = Connection(self._manager, header_timeout=30, write_timeout=30, loop=self.loop, **options)
@@ -327,7 +327,7 @@ def engine_server() -> Server:
 
 
 def http(data: bytes) -> None:
-    """Bytes of one connection, in pieces of the length that the first byte says: no answer but 1xx, 2xx and 4xx."""
+    """The bytes of one connection, in pieces of the length that the first byte gives. Answers are 1xx, 2xx or 4xx."""
     size, rest = (data[0] if data else 0) * 8 or len(data) + 1, data[1:]
     pieces = [rest[at : at + size] for at in range(0, len(rest), size)]
     server = engine_server()

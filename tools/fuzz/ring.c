@@ -1,4 +1,4 @@
-/* libFuzzer target for ring.h alone: both ends of a lane in one process, and somebody who writes into their memory.
+/* libFuzzer target for ring.h alone: both ends of a lane in one process, and an attacker who writes into their memory.
  *
  * The lane is one block of exactly its size, so that AddressSanitizer sees every access beside it. Until the first
  * damage what is taken must be what was put; afterwards the ends may poison the lane, but never read or write beside

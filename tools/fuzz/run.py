@@ -1,14 +1,14 @@
-"""Coverage-guided fuzzing of everything that takes bytes from outside of its process.
+"""Fuzzes, guided by coverage, all code that takes bytes from outside its process.
 
     python -m tools.fuzz.run [--minutes 30] [--targets body,http] [--corpus DIR] [--jobs N]
     python -m tools.fuzz.run --targets body --again FILE...       # runs inputs that were found once more
 
 Each target (targets.py) runs under libFuzzer, by atheris for Python and by clang for C, in a process of its own with a
 limit of memory and of time for one input; --minutes is for all of them together, times --jobs. The C ring is built with
-AddressSanitizer and UndefinedBehaviorSanitizer. Inputs that crash or hang are written to DIR/TARGET/found, and a target
-that was ended by one goes on. The corpus stays in DIR and is where the next run begins.
+AddressSanitizer and UndefinedBehaviorSanitizer. Inputs that crash or hang are written to DIR/TARGET/found, and the
+target goes on. The corpus stays in DIR for the next run.
 
-Prints a table. Exit code 1 when anything was found, 77 when something that is needed is missing.
+Prints a table. Exit code 1 if anything was found, 77 if the machine lacks something.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = ("target", "seconds", "runs", "corpus", "edges", "features", "last fif
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """A table in Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in rows:
         cells = [row.name, f"{row.seconds:.0f}", row.runs, row.corpus, row.edges, row.features, f"+{row.late}"]
@@ -41,7 +41,7 @@ def table(rows: list[Row]) -> str:
 
 
 def fuzz(watch: Watch, targets: list[Target], seconds: float, jobs: int) -> list[Row]:
-    """All targets, `jobs` at a time, each with its share of the time."""
+    """Runs all targets, `jobs` at a time, each for its share of the time."""
     whole = sum(target.share for target in targets)
 
     def one(target: Target) -> Row:

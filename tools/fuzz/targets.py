@@ -1,4 +1,4 @@
-"""What is fuzzed. A target takes any bytes and raises where a promise is broken; seeds are good and bad examples."""
+"""The list of targets. A target takes any bytes and raises if a promise is broken; seeds are good and bad examples."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 class Target:
     """`module`.`function` of this package; `function`_seeds gives its seeds, `function`_words tokens to mix in.
 
-    `native`: a C program instead. `ring`: the implementation that LIGHTLLM_MP_RING names; "c" is built with sanitizers.
+    `native`: a C program instead. `ring`: the implementation that LIGHTLLM_MP_RING names; "c" has sanitizers.
     """
 
     name: str
     module: str
     function: str = ""
     longest: int = 1024
-    """Bytes of an input."""
+    """Most bytes of an input."""
     share: int = 1
-    """Of the time, in relation to the other targets."""
+    """Share of the time, relative to the other targets."""
     ring: str = "python"
     native: bool = False
     also: tuple[str, ...] = ()
-    """Packages of others whose branches guide the fuzzer, too."""
+    """Third-party packages whose branches guide the fuzzer too."""
 
     def test(self) -> Callable[[bytes], None]:
-        """Imports what is tested."""
+        """Imports the tested function."""
         found: Callable[[bytes], None] = self._part("")
         return found
 

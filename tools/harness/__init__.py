@@ -1,1 +1,1 @@
-"""What the tools share: their command line, figures, timing, /proc and /metrics of a server, small models."""
+"""Shared by the tools: command line, figures, timing, /proc and /metrics of a server, small models."""

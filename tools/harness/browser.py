@@ -1,4 +1,4 @@
-"""A headless Chromium, and everything on its pages that must not happen."""
+"""A headless Chromium, and a record of faults on its pages."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Request, WebError
 
 PATIENCE = 20.0
-"""Seconds that a busy machine has for what a page does at once."""
+"""Seconds that a busy machine gets for an immediate reaction of a page."""
 INSECURE = "page.test"
-"""A name of this machine that the browser does not trust as it trusts 127.0.0.1: some of its functions are missing."""
+"""A name of this machine that the browser trusts less than 127.0.0.1: it disables some functions."""
 NAMES = f"MAP {INSECURE} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class BrowserMissing(Exception):
-    """Playwright or Chromium is not installed; the message says which."""
+    """Playwright or Chromium is not installed; the message names it."""
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser process that ends with the block. It knows no host but this one. Raises BrowserMissing."""
+    """A browser process that ends with the block. It resolves no other host. Raises BrowserMissing."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -43,8 +43,8 @@ def chromium() -> Iterator[Browser]:
 
 
 class Faults:
-    """What a page has done that it must not: errors and warnings on the console (a violation of the
-    Content-Security-Policy is one), uncaught exceptions, requests to other hosts, dialogs that nobody asked for."""
+    """Faults of a page: errors and warnings on the console (such as a violation of the Content-Security-Policy),
+    uncaught exceptions, requests to other hosts, unexpected dialogs."""
 
     def __init__(self, context: BrowserContext, base_url: str) -> None:
         self.found: list[str] = []
@@ -55,7 +55,7 @@ class Faults:
         context.on("dialog", self._on_dialog)
 
     def besides(self, expected: Sequence[str]) -> list[str]:
-        """Those that no regular expression of `expected` finds."""
+        """The faults that match no regular expression of `expected`."""
         return [fault for fault in self.found if not any(re.search(pattern, fault) for pattern in expected)]
 
     def _on_console(self, message: ConsoleMessage) -> None:
@@ -76,7 +76,7 @@ class Faults:
 
 
 def new_context(browser: Browser, base_url: str, **options: Any) -> tuple[BrowserContext, Faults]:
-    """A context with nothing stored whose pages hurry, and its faults. `options` are Browser.new_context's."""
+    """A context without storage or animations, and its faults. `options` are those of Browser.new_context."""
     context = browser.new_context(**{"base_url": base_url, "locale": "en-US", "reduced_motion": "reduce", **options})
     context.set_default_timeout(PATIENCE * 1e3)
     return context, Faults(context, base_url)

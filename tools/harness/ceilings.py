@@ -1,4 +1,4 @@
-"""What this GPU reaches at the most: benchmarks give their figures as shares of it."""
+"""Measures the highest rates of this GPU; benchmarks give their figures as shares of these."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tools.harness.figures import median_seconds, say
 from tools.harness.gpu import seconds
 
 READ_BYTES = 4 << 30
-"""Many times the cache, and long enough that the start of the kernel does not count."""
+"""Bytes: many times the cache, and enough that the kernel's start does not count."""
 SIDE = 8192
 
 
 class Ceilings(NamedTuple):
     bandwidth: float
-    """Bytes a second, only read."""
+    """Bytes read per second."""
     product: float
-    """Operations a second of a large product of random bfloat16 matrices."""
+    """Operations per second of a large product of random bfloat16 matrices."""
     product_fp8: float
-    """The same of 8-bit floats, with one scale for each operand; that of bfloat16 where the GPU has no such product."""
+    """The same for 8-bit floats with one scale per operand; the bfloat16 figure if the GPU has no such product."""
 
 
 @cache
 def ceilings() -> Ceilings:
-    """Measured at the first call, in about a second. Without a GPU: roughly those of this computer, for smoke runs."""
+    """Measured at the first call, in about a second. Without a GPU: rough values for this computer, for smoke runs."""
     if not torch.cuda.is_available():
         return _of_this_computer()
     product = _product()
@@ -76,7 +76,7 @@ def _product() -> float:
 
 
 def _product_fp8() -> float | None:
-    """None where the GPU has no such product."""
+    """None if the GPU has no such product."""
     if torch.cuda.get_device_capability() < (8, 9):
         return None
     a, b = (torch.randn((SIDE, SIDE), device="cuda").to(torch.float8_e4m3fn) for _ in range(2))

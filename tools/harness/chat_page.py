@@ -1,4 +1,4 @@
-"""The page's chat, as somebody uses it who sees it or hears it read: by roles and names."""
+"""Drives the page's chat as a person or a screen reader does: by roles and names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ChatPage:
         self.answers = page.get_by_role("article", name="Assistant")
 
     def ask(self, question: str, pictures: Sequence[Path] = ()) -> None:
-        """Send it; return once it stands in the conversation."""
+        """Sends the message; returns once it stands in the conversation."""
         if pictures:
             self.page.get_by_label("Pictures", exact=True).set_input_files(pictures)
             self.page.get_by_role("list", name="Pictures to send").get_by_role("img").nth(len(pictures) - 1).wait_for()
@@ -29,17 +29,17 @@ class ChatPage:
         self.questions.nth(before).wait_for()
 
     def answer_to(self, question: str, pictures: Sequence[Path] = ()) -> str:
-        """Send it; the text of its answer, once it is whole."""
+        """Sends the message; returns the text of its whole answer."""
         self.ask(question, pictures)
         return self.whole_answer()
 
     def whole_answer(self) -> str:
-        """The text of the last answer, once nothing streams any more; empty if it has none."""
+        """The text of the last answer once no answer streams; empty if it has none."""
         self.until_idle()
         return self.text.inner_text() if self.text.count() else ""
 
     def until_idle(self) -> None:
-        """No answer grows."""
+        """Waits until no answer grows."""
         self.page.locator("[data-state=streaming]").first.wait_for(state="detached")
 
     def press(self, name: str) -> None:
@@ -48,5 +48,5 @@ class ChatPage:
 
     @property
     def text(self) -> Locator:
-        """What the model said in the last answer, without its thoughts, buttons and figures."""
+        """The model's text in the last answer, without reasoning, buttons and figures."""
         return self.answers.last.locator(":scope > .markdown")

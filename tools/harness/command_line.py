@@ -12,7 +12,7 @@ SKIPPED = 77
 
 
 class ToolParser(argparse.ArgumentParser):
-    """`smoke`: the defaults of flags under --smoke; a flag that is given counts all the same."""
+    """`smoke`: the defaults of flags under --smoke; a given flag overrules them."""
 
     def __init__(self, doc: str | None, **smoke: Any) -> None:
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -26,7 +26,7 @@ class ToolParser(argparse.ArgumentParser):
         return flags
 
     def parse_some(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-        """The flags, and the arguments that are for somebody else."""
+        """The flags, and the arguments for another program."""
         flags, unknown = self.parse_known_args(argv)
         if flags.smoke:
             self.set_defaults(**self._smoke)
@@ -35,11 +35,11 @@ class ToolParser(argparse.ArgumentParser):
 
 
 def words(text: str) -> list[str]:
-    """The type of a flag whose value is words with commas between them."""
+    """The type of a flag with a list of words, separated by commas."""
     return [word for word in text.split(",") if word]
 
 
 def skip(reason: str) -> NoReturn:
-    """End the tool: this machine lacks what it needs."""
+    """Ends the tool: this machine lacks something that it needs."""
     print(f"skipped: {reason}", file=sys.stderr)
     sys.exit(SKIPPED)

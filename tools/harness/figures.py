@@ -1,4 +1,4 @@
-"""Figures that a tool prints: one JSON line each at once, a table and a file at the end."""
+"""Prints a tool's figures: one JSON line each at once, a table and a file at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Figures:
         self.rows: list[Figure] = []
 
     def add(self, name: str, value: float | bool | str, unit: str = "", **more: Any) -> Figure:
-        """Print one figure and keep it. `more`: further columns of its JSON line."""
+        """Prints one figure and keeps it. `more`: further fields of its JSON line."""
         shown = round(value, 5) if isinstance(value, float) else value
         row = {"figure": name, "value": shown, "unit": unit, **more}
         self.rows.append(row)
@@ -29,12 +29,12 @@ class Figures:
         return row
 
     def add_limited(self, name: str, value: float, unit: str, limit: float, *, less_is_better: bool = False) -> None:
-        """With its share of what the hardware can do; `limit` 0: unknown."""
+        """Adds a figure with its share of the hardware's limit; `limit` 0: unknown."""
         share = (limit / value if less_is_better else value / limit) if limit else None
         self.add(name, value, unit, limit=limit or None, share=None if share is None else round(share, 3))
 
     def table(self) -> None:
-        """For a person."""
+        """The figure as text."""
         print()
         for row in self.rows:
             value = f"{row['value']:,.3f}" if isinstance(row["value"], float) else str(row["value"])
@@ -58,7 +58,7 @@ def median_seconds(work: Callable[[], object], repeats: int, warm_up: int = 2) -
 
 
 def spread(seconds: Iterable[float]) -> str:
-    """Median, 99th percentile and maximum in milliseconds, in words."""
+    """Median, 99th percentile and maximum in milliseconds, as text."""
     values = sorted(seconds)
     if not values:
         return "-"

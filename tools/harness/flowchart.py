@@ -1,8 +1,8 @@
-"""Draws a Mermaid flowchart as SVG, in the text's own colour: for pages that may load nothing from another host.
+"""Draws a Mermaid flowchart as SVG in the colour of the text, for pages that load nothing from another host.
 
 Understands what docs/architecture.md uses: `flowchart LR` or `TD`, and edges `a --> b`, `a <--> b`, `a -. label .-> b`.
-Boxes stand in levels by the longest way to them. An arrow over several levels has a place of its own in each between.
-A label makes an arrow dashed; the words are left out.
+A box stands in a level by the longest path to it. An arrow over several levels has a place of its own in each between.
+A label makes an arrow dashed; its words are left out.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 _EDGE = re.compile(r"\s*(\w+)\s+(<-->|-->|-\.\s*(.+?)\s*\.->)\s+(\w+)\s*")
 WIDTH, HEIGHT = 112.0, 32.0
-"""Of a box, in pixels."""
+"""Size of a box in pixels."""
 GAP, THIN, LEVEL = 20.0, 6.0, 60.0
-"""Pixels between boxes of a level, of an arrow that passes a level, and between levels."""
+"""Pixels between boxes of a level, width of an arrow that passes a level, pixels between levels."""
 SWEEPS = 16
 
 Point = tuple[float, float]
@@ -33,7 +33,7 @@ class FlowEdge(NamedTuple):
 
 
 class Flowchart(NamedTuple):
-    """A flowchart as its source says it. `direction`: LR or TD."""
+    """A parsed flowchart. `direction`: LR or TD."""
 
     direction: str
     edges: list[FlowEdge]
@@ -76,7 +76,7 @@ def flowchart_svg(source: str) -> str:
 
 
 def _depths(edges: list[FlowEdge]) -> dict[str, int]:
-    """Level of each box. An arrow that closes a circle does not count."""
+    """The level of each box. An arrow that closes a cycle does not count."""
     before: dict[str, set[str]] = {name: set() for edge in edges for name in (edge.first, edge.second)}
     for edge in edges:
         if not _comes_after(before, edge.first, edge.second):
@@ -92,13 +92,13 @@ def _comes_after(before: dict[str, set[str]], name: str, other: str) -> bool:
 
 
 def _way(edge: FlowEdge, depth: dict[str, int], number: int) -> list[str]:
-    """The places that an arrow passes, from the upper level to the lower one: box, places of its own, box."""
+    """The places that an arrow passes, from the upper level to the lower one: box, its own places, box."""
     upper, lower = sorted((edge.first, edge.second), key=lambda name: depth[name])
     return [upper, *(f"{number}/{level}" for level in range(depth[upper] + 1, depth[lower])), lower]
 
 
 def _ordered(depth: dict[str, int], ways: list[list[str]]) -> list[list[str]]:
-    """The places of each level, in an order in which few arrows cross."""
+    """The places of each level, ordered so that few arrows cross."""
     levels: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
     beside: dict[str, list[str]] = defaultdict(list)
     for way in ways:

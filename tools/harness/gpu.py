@@ -1,4 +1,4 @@
-"""Random models and steps on a GPU, and how long things take there."""
+"""Makes random models and steps on a GPU and measures times there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Trial = TypeVar("Trial")
 
 
 def require_gpus(count: int = 1) -> None:
-    """End the tool where there are fewer."""
+    """Ends the tool if the machine has fewer GPUs."""
     if torch.cuda.device_count() < count:
         skip(f"needs {count} CUDA GPU{'s' * (count > 1)}; this machine has {torch.cuda.device_count()}")
 
@@ -52,7 +52,7 @@ SPECS = {
     "llama3-8b": spec("llama3-8b", 8, 14336, 128256, 500000.0),
     "two-layers": spec("two-layers", 8, 11008, 32000, 10000.0, layers=2),
 }
-"""The last is for smoke runs."""
+"""The last one is for smoke runs."""
 MODELS = ("llama2-7b", "llama3-8b")
 
 
@@ -69,7 +69,7 @@ def random_decoder(model: ModelSpec) -> Decoder:
 
 
 def random_pool(model: ModelSpec, slots: int) -> KVPool:
-    """Normally distributed keys and values: zeros would flatter the clock."""
+    """Fills keys and values with normally distributed numbers: zeros would be faster."""
     pool = KVPool(model, slots, dtype=torch.bfloat16, device="cuda")
     for layer in pool.data:
         layer.normal_()
@@ -86,12 +86,12 @@ def random_step(new: list[int], contexts: list[int]) -> Batch:
 
 
 def new_step(batch: Batch) -> Batch:
-    """The same tensors as those of a step that has not begun."""
+    """A step with the same tensors that has not begun."""
     return replace(batch, schedule=AttentionSchedule())
 
 
 def seconds(work: Callable[[], object], *, repeats: int = 20, warm_up: int = 3) -> float:
-    """Median duration on the device, of calls that follow each other without a pause."""
+    """Median duration on the device of calls that follow each other without a pause."""
     for _ in range(warm_up):
         work()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
@@ -104,7 +104,7 @@ def seconds(work: Callable[[], object], *, repeats: int = 20, warm_up: int = 3) 
 
 
 def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The work as one CUDA graph. It runs twice before, so that nothing is compiled or set up while capturing."""
+    """Captures the work as one CUDA graph. It runs twice before, so that the capture compiles and sets up nothing."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -118,7 +118,7 @@ def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def best(trials: Iterable[Trial], score: Callable[[Trial], float]) -> list[tuple[float, Trial]]:
-    """(score, trial) of those that fit the GPU, the highest score first."""
+    """(score, trial) of the trials that fit the GPU, the highest score first."""
     from triton.runtime.errors import OutOfResources
 
     found = []

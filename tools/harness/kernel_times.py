@@ -1,4 +1,4 @@
-"""What runs on the device during some steps, by class of kernel."""
+"""Records the kernels that run on the device during some steps, by class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CLASSES = (
     ("prefill attention", r"_tile_attention_kernel|_tile_kernel|_chunks_kernel|flash|fmha|scaled_dot_product"),
     ("linear attention", r"_convolve_kernel|_factor_kernel|_decode_kernel|chunk_|delta"),
     ("experts", r"_grouped_kernel|_gate_up_kernel|_down_kernel|_tiles_kernel|_route_kernel|_sum_kernel|topk"),
-    ("quantised products", r"_stream_kernel|_expand_kernel|_rows_kernel|_scaled_product|_scaled_mm|fp8|e4m3"),
+    (
+        "quantised products",
+        r"_stream_kernel|_expand_kernel|_rows_kernel|_quantise_kernel|_scaled_product|_scaled_mm|fp8|e4m3",
+    ),
     ("products", r"gemm|gemv|nvjet|cutlass|cublas|splitK|_one_token_kernel|::mm|::addmm|::linear|::bmm|_wmma"),
     (
         "norm, rotary, activation",
@@ -43,7 +46,7 @@ def class_of(name: str) -> str:
 
 
 class Recorder:
-    """Records the device between two steps: to be told how many steps are done. On a CPU: torch's operations."""
+    """Records the device between two steps; the caller says how many steps are done. On a CPU: torch's operations."""
 
     def __init__(self, first: int, steps: int) -> None:
         self._first, self._last = first, first + steps
@@ -51,7 +54,7 @@ class Recorder:
         self._profile = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
         self._running = False
         self.steps = 0
-        """That were recorded."""
+        """Number of recorded steps."""
         self.kernels: list[Kernel] = []
 
     def __call__(self, done: int) -> None:
@@ -81,8 +84,8 @@ class Recorder:
         self.kernels.sort(key=lambda one: one.start)
 
     def report(self, figures: Figures, name: str, names: int = 12) -> None:
-        """Time a step by class with its share of the time in which something ran, what is idle, and the kernels that
-        take most."""
+        """Prints the time of a step by class, with its share of the busy time, the idle time, and the kernels that take
+        most."""
         if not self.kernels:
             return
         by_class: dict[str, float] = defaultdict(float)
@@ -106,7 +109,7 @@ class Recorder:
             )
 
     def _idle(self) -> float:
-        """Seconds in which nothing runs."""
+        """Seconds without a running kernel."""
         idle, end = 0.0, self.kernels[0].end
         for one in self.kernels:
             idle += max(0.0, one.start - end)

@@ -1,4 +1,4 @@
-"""Numbers of a server's /metrics: quick to read, since a fault's end is looked for many times a second."""
+"""Reads a server's /metrics fast: tools look for a fault's end many times a second."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 SAMPLE = re.compile(r"^lightllm_(\w+)\{(.*)\} (\S+)$")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 IDLE = ("num_requests_running", "num_requests_waiting", "kv_used_tokens", "live_requests", "queue_bytes")
-"""Gauges that are 0 when nothing is left; of a gauge with several rows, the sum."""
+"""Gauges that are 0 in an idle server; of a gauge with several rows, the sum."""
 IDLE_IMAGES = ("image_cache_leased_items", "image_requests_waiting", "images_in_work", "image_file_bytes")
-"""The same where images are served."""
+"""The same for a server of images."""
 
 
 def parse(text: str) -> dict[str, float]:
-    """{name: value} of /metrics without the prefix; rows of one name are added up."""
+    """{name: value} of /metrics without the prefix; rows with one name are added up."""
     numbers: dict[str, float] = {}
     for line in text.splitlines():
         if (found := SAMPLE.match(line)) is not None:
@@ -32,6 +32,6 @@ def parse_rows(text: str, name: str, label: str) -> dict[str, float]:
 
 
 def not_idle(numbers: Mapping[str, float], *, images: bool) -> dict[str, float]:
-    """Gauges that should be 0 in an idle server and are not, or are not there."""
+    """Gauges that must be 0 in an idle server and are not, or are missing."""
     names = IDLE + IDLE_IMAGES if images else IDLE
     return {name: numbers.get(name, -1.0) for name in names if numbers.get(name) != 0.0}

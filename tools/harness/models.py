@@ -1,4 +1,4 @@
-"""Folders of small or weightless models for tools that serve one."""
+"""Makes folders of small models, or models without weights, for tools that serve one."""
 
 from __future__ import annotations
 

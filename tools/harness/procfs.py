@@ -1,4 +1,4 @@
-"""What processes use and hold, read from /proc. What has ended uses nothing."""
+"""Reads from /proc what processes use and hold. A process that has ended uses nothing."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 
 from lightllm_mp.sandbox import VISIBLE
 
-os.environ.setdefault(VISIBLE, "1")  # else the servers that a tool starts hide from it
+os.environ.setdefault(VISIBLE, "1")  # otherwise the servers that a tool starts hide from it
 
 PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 MIB = float(1 << 20)
 ACTOR = re.compile(r"\0lightllm_mp\.actors\.[\w.]+\0([^\0]+)")
-"""The program of every actor's process, and its first argument, the actor's name."""
+"""The program of every actor's process; its first argument is the actor's name."""
 MAPPING = re.compile(r"^([0-9a-f]+-[0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+)")
 Process = tuple[int, int]
-"""(pid, when it was started, in ticks): pids are used again."""
+"""(pid, start time in ticks): the system uses pids again."""
 
 
 def pids(root: int) -> list[int]:
     """`root` and its living descendants."""
     found = [root]
-    for pid in found:  # grows while it is walked
+    for pid in found:  # the list grows during the walk
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             found += map(int, _read(children).split())
     return found
 
 
 def descendants(root: int) -> set[Process]:
-    """A process and all below it, those that have just ended left out."""
+    """A process and all its descendants, without those that have just ended."""
     return {(pid, started) for pid in pids(root) if (started := _started(pid))}
 
 
 def alive(processes: Iterable[Process]) -> set[Process]:
-    """Those that still run."""
+    """The processes that still run."""
     return {(pid, started) for pid, started in processes if _started(pid) == started}
 
 
@@ -52,19 +52,19 @@ def actors(supervisor: int) -> dict[str, int]:
 
 
 def age(pid: int) -> float:
-    """Seconds since it was started; 0: it is gone."""
+    """Seconds since its start; 0: it has ended."""
     started = _started(pid)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / TICKS if started else 0.0
 
 
 def _started(pid: int) -> int:
-    """Ticks from the machine's start to the process'; 0: it is gone."""
+    """Ticks from the machine's start to its start; 0: it has ended."""
     fields = _stat(pid)
     return int(fields[19]) if fields else 0
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields behind the name."""
+    """The fields of /proc/PID/stat behind the name."""
     return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
@@ -77,18 +77,18 @@ def cpu_seconds(pid: int) -> float:
 
 
 def tree_cpu_seconds(root: int) -> float:
-    """Time so far of a process and its descendants: the living and those that were waited for."""
+    """CPU time of a process and its descendants, with those that have ended and were waited for."""
     return sum(sum(map(int, _stat(pid)[11:15])) for pid in pids(root)) / TICKS
 
 
 def machine_cpu_seconds() -> float:
-    """Time so far that this machine's CPUs did not idle, summed over them; a virtual one's stolen time is in it."""
+    """Seconds in which this machine's CPUs were busy, summed over them, with the stolen time of a virtual machine."""
     user, nice, system, _idle, _wait, *rest = map(int, _read(Path("/proc/stat")).split("\n")[0].split()[1:])
-    return (user + nice + system + sum(rest[:3])) / TICKS  # guests are in user
+    return (user + nice + system + sum(rest[:3])) / TICKS  # user time contains guests
 
 
 def context_switches(pid: int) -> int:
-    """Of all threads so far."""
+    """Context switches of all threads so far."""
     statuses = map(_read, Path(f"/proc/{pid}/task").glob("*/status"))
     return sum(int(n) for status in statuses for n in re.findall(r"ctxt_switches:\s+(\d+)", status))
 
@@ -117,7 +117,7 @@ def private_mib(pid: int) -> float:
 
 
 def tree_resident_mib(root: int) -> float:
-    """The tree's sum of PSS as it is on a machine without other programs, in MiB.
+    """The tree's sum of PSS in MiB, as on a machine without other programs.
 
     Anonymous and shared memory count with their PSS. Pages of files (libraries, mapped weights) count once for the
     tree, with the most that one process has of a mapping: their PSS would be less while programs outside of the tree

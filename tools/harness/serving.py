@@ -16,7 +16,7 @@ START = 600.0
 
 @contextlib.contextmanager
 def serving(*arguments: str, more: Sequence[str] = ()) -> Iterator[Server]:
-    """A server on a free port of this machine, ready. `more` counts before `arguments`. Raises ConfigError."""
+    """A ready server on a free port of this machine. `more` overrules `arguments`. Raises ConfigError."""
     config, _ = resolve([*QUIET, *arguments, *more], os.environ)
     with launch(config) as server:
         yield server.wait_ready(START)

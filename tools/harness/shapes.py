@@ -1,4 +1,4 @@
-"""Configurations of models that are measured with random weights (`--load-format dummy`)."""
+"""Configurations of models that tools measure with random weights (`--load-format dummy`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tools.harness.models import GOLDENS
 
 CONTEXT = 33792
-"""For the longest prompts that are measured, 32,768 tokens."""
+"""Context for the longest measured prompts, 32,768 tokens."""
 FP8_BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 
@@ -136,7 +136,7 @@ NAMES = (*CONFIGS, *SMALL)
 
 
 def write_config(name: str, folder: Path) -> Path:
-    """A folder of its own below `folder`, with nothing but the configuration of a shape."""
+    """A folder below `folder` with the configuration of a shape only."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     if name in SMALL:

@@ -1,4 +1,4 @@
-"""The least time of a step of any model on one GPU: the bytes that it must read and write, and its operations."""
+"""Computes the least time of a step on one GPU from its operations and the bytes that it reads and writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN, MXFP4 = 2.0, 17 / 32
 SCALE = 4
 """Bytes of a scale of 8-bit weights."""
 UNREAD = ("embed", "types", "positions")
-"""Tables of which a step reads few rows."""
+"""Tables of which a step reads a few rows only."""
 
 
 class Work(NamedTuple):
@@ -31,16 +31,16 @@ class Work(NamedTuple):
     read: float
     """Bytes from or to device memory."""
     done: float
-    """Operations; a multiplication and an addition are two."""
+    """Operations; a multiplication and an addition count as two."""
     eight_bits: bool = False
-    """The operations may be those of 8-bit floats."""
+    """The operations can use 8-bit floats."""
 
     def seconds(self, at: Ceilings) -> float:
         return max(self.read / at.bandwidth, self.done / (at.product_fp8 if self.eight_bits else at.product))
 
 
 class Weights(NamedTuple):
-    """Weights that take part in a step together."""
+    """Weights that a step uses together."""
 
     elements: int = 0
     nbytes: float = 0.0
@@ -53,11 +53,11 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class StepLimits:
-    """What steps of one model cost. Sizes of keys and values are those that the engine stores."""
+    """The cost of one model's steps. Sizes of keys and values are those that the engine stores."""
 
     spec: ModelSpec
     projections: Weights
-    """What every token passes, without the head."""
+    """Weights that every token passes, without the head."""
     experts: Weights
     """All routed experts."""
     head: Weights
@@ -81,8 +81,8 @@ class StepLimits:
         return StepLimits(spec, **kinds, kv_itemsize=kv_itemsize)
 
     def parts(self, new: Sequence[int], contexts: Sequence[int], sampled: int | None = None) -> dict[str, Work]:
-        """A step over sequences with so many new tokens, whose contexts include these. `sampled`: sequences that need
-        logits; None: all."""
+        """The parts of a step over sequences with these new tokens, which their contexts include. `sampled`: sequences
+        that need logits; None: all."""
         spec, tokens, lines = self.spec, sum(new), len(new) if sampled is None else sampled
         parts = {
             "projections": _product(self.projections, tokens),
@@ -95,7 +95,7 @@ class StepLimits:
         return {name: work for name, work in parts.items() if work.done and (name != "head" or kept)}
 
     def seconds(self, at: Ceilings, new: Sequence[int], contexts: Sequence[int], sampled: int | None = None) -> float:
-        """Part after part, each by the larger of the times for its bytes and its operations."""
+        """The sum over the parts; each takes the longer of the times for its bytes and its operations."""
         return sum(work.seconds(at) for work in self.parts(new, contexts, sampled).values())
 
     def _experts(self, tokens: int) -> Work:
@@ -109,7 +109,7 @@ class StepLimits:
 
     @cached_property
     def _layers(self) -> dict[tuple[ModelSpec, int], int]:
-        """How many layers with keys and values have the same heads and window."""
+        """Number of layers with keys and values by (spec of the layer, window)."""
         return Counter((self.spec.at(layer), self.spec.window_of(layer)) for layer in self.spec.kv_layers)
 
     def _attention(self, new: Sequence[int], contexts: Sequence[int]) -> Work:
@@ -128,7 +128,7 @@ class StepLimits:
         return Work(read, done)
 
     def _states(self, new: Sequence[int]) -> Work:
-        """States are read and written once a step; the rule takes about eight operations for an element and token."""
+        """A step reads and writes the states once; the rule takes about eight operations per element and token."""
         recurrent, conv = self.spec.state_elements
         return Work(2.0 * len(new) * (4 * recurrent + 2 * conv), 8.0 * recurrent * sum(new))
 
@@ -141,13 +141,13 @@ def _pairs(new: int, context: int, window: int) -> float:
     """Pairs of a new token and a key that it sees."""
     if not window or context <= window:
         return new * (context - new) + new * (new + 1) / 2
-    growing = max(0, min(new, window - (context - new)))  # tokens that see less than the window
+    growing = max(0, min(new, window - (context - new)))  # the tokens that see less than the window
     first = context - new + 1
     return growing * (2 * first + growing - 1) / 2 + (new - growing) * window
 
 
 def limits_of(model: ModelSource, *, quantization: str = "none", kv_itemsize: int = 2) -> StepLimits:
-    """Of a folder as it is served in 16 bits: its own quantisation, or that of `--quantization`."""
+    """For a folder served in 16 bits, with its own quantisation or that of `--quantization`."""
     family, spec = hf_model(model)
     params = family.folder_weights(spec)
     config, blocks = quant_config_of(model.config, str(model.path)), is_mxfp4(model.config)

@@ -1,4 +1,4 @@
-"""A program in a terminal of fixed size, kept by tmux, and what its screen shows as HTML."""
+"""Runs a program in a terminal of fixed size, under tmux, and renders its screen as HTML."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Terminal:
             self._run("send-keys", "Enter")
 
     def until(self, pattern: str, seconds: float = 60.0) -> str:
-        """The screen, once a regular expression finds something on it. TimeoutError after `seconds`."""
+        """Waits until a regular expression matches the screen and returns it. TimeoutError after `seconds`."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, plain := SGR.sub("", screen := self.screen()), re.MULTILINE):
             if time.monotonic() > deadline:
@@ -47,7 +47,7 @@ class Terminal:
         return screen
 
     def screen(self) -> str:
-        """Lines with their escape sequences of colours."""
+        """Lines with their escape sequences."""
         return self._run("capture-pane", "-e", "-p", "-J").rstrip()
 
     def _run(self, *arguments: str) -> str:
@@ -60,7 +60,7 @@ class Terminal:
 def terminal(
     command: Sequence[str], *, columns: int = 100, rows: int = 30, environment: Mapping[str, str] | None = None
 ) -> Iterator[Terminal]:
-    """Run the command on a screen of its own; at the end it is hung up on. Raises TmuxMissing."""
+    """Runs the command on a screen of its own and hangs up at the end. Raises TmuxMissing."""
     if shutil.which("tmux") is None:
         raise TmuxMissing("tmux is not installed (Debian: apt-get install tmux)")
     settings = [part for name, value in (environment or {}).items() for part in ("-e", f"{name}={value}")]
@@ -78,7 +78,7 @@ def terminal(
 
 
 def to_html(screen: str) -> str:
-    """A page with the screen's text, bold, faint, inverse and coloured as the escape sequences say."""
+    """A page with the screen's text in the styles and colours of its escape sequences."""
     style: dict[str, str] = {}
     parts, at = [], 0
     for found in SGR.finditer(screen):
@@ -124,7 +124,7 @@ def _apply(style: dict[str, str], codes: list[int]) -> None:
 
 
 def _extended(codes: list[int]) -> str:
-    """The colour of `5;n` or `2;r;g;b`, which are taken from the codes."""
+    """The colour of `5;n` or `2;r;g;b`; takes these from the codes."""
     if codes[:1] == [2]:
         red, green, blue = codes[1:4]
         del codes[:4]

@@ -3,7 +3,7 @@
     python -m tools.operations.grafana_dashboard            # prints its JSON
     python -m tools.operations.grafana_dashboard --write    # into deploy/grafana
 
-A test compares the two, and runs every query against a Prometheus that scrapes a server.
+A test compares the two and runs every query against a Prometheus that scrapes a server.
 """
 
 from __future__ import annotations

@@ -21,25 +21,25 @@ class Panel:
     queries: tuple[Query, ...]
     unit: str = "short"
     text: str = ""
-    """What it shows, where the title does not say it."""
+    """An explanation, where the title is not enough."""
     kind: Kind = "timeseries"
     width: int = 8
     height: int = 8
     stacked: bool = False
     most: float | None = None
-    """The end of the scale."""
+    """The largest value of the scale."""
     steps: tuple[tuple[str, float], ...] = ()
-    """(colour, from this value on)"""
+    """(colour, the least value that gets it)"""
 
 
 def one(metric: str, **labels: str) -> str:
-    """A metric of the chosen servers."""
+    """PromQL: a metric of the chosen servers."""
     more = "".join(f",{name}{value}" for name, value in labels.items())
     return f"lightllm_{metric}{{{HERE}{more}}}"
 
 
 def rate(metric: str, by: str = "", **labels: str) -> str:
-    """Of a counter, a second."""
+    """PromQL: how fast a counter grows, per second."""
     total = f"sum by ({by})" if by else "sum"
     return f"{total} (rate({one(metric + '_total', **labels)}[$__rate_interval]))"
 
@@ -50,7 +50,7 @@ def quantiles(metric: str) -> tuple[Query, ...]:
 
 
 def mean(metric: str) -> Query:
-    """Of a histogram."""
+    """The mean of a histogram's values."""
     summed, count = (f"sum (rate({one(f'{metric}_{part}')}[$__rate_interval]))" for part in ("sum", "count"))
     return Query(f"{summed} / {count}", "mean")
 

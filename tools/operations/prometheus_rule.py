@@ -1,4 +1,4 @@
-"""Writes the rules of deploy/prometheus as the object that the Prometheus operator takes.
+"""Writes the rules of deploy/prometheus as an object of the Prometheus operator.
 
     python -m tools.operations.prometheus_rule            # prints it
     python -m tools.operations.prometheus_rule --write    # into deploy/kubernetes/parts/monitoring

@@ -94,3 +94,16 @@ def describe_exit(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def reaped_orphans(processes: Iterable[ChildProcess]) -> bool:
+    """Reap the ended processes that had another parent. False: one of `processes`, which the loop reaps, hides some of
+    them until then."""
+    own = {process.pid for process in processes if process.alive}
+    with contextlib.suppress(ChildProcessError):  # there is no child at all
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in own:
+                return False
+            os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+            log.info("reaped process %d, whose parent had ended", ended.si_pid)
+    return True

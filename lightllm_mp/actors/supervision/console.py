@@ -8,7 +8,7 @@ import sys
 import time
 
 from lightllm_mp.config import HttpConfig
-from lightllm_mp.facts import Facts
+from lightllm_mp.facts import EngineLimits, Facts
 from lightllm_mp.machine import format_bytes
 from lightllm_mp.messages import Loading
 
@@ -66,7 +66,7 @@ class Console:
             ("url", url),
             ("model", f"{facts.model_name} ({facts.dtype} on {facts.device}, {memory})"),
             ("context", f"{facts.engine.max_context:,} tokens"),
-            ("KV tokens", f"{facts.engine.kv_tokens:,}"),
+            ("KV tokens", described_tokens(facts.engine)),
             ("processes", f"{processes}, ready after {seconds:.1f} s"),
             ("access", "API key required" if keys else f"open to everybody who reaches {http.host}"),
         )
@@ -80,6 +80,11 @@ class Console:
         if not http.no_ui and facts.has_tokenizer and facts.engine.task == "generate":
             print(f"\nOpen {url}/ in a browser, or chat here: lightllm-mp chat{elsewhere(url)}", file=sys.stderr)
         print(file=sys.stderr, flush=True)
+
+
+def described_tokens(limits: EngineLimits) -> str:
+    near = f", and {limits.window_tokens:,} in layers with a sliding window" if limits.window_tokens else ""
+    return f"{limits.kv_tokens:,}{near}"
 
 
 def elsewhere(url: str) -> str:

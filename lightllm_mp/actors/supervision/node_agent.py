@@ -28,7 +28,7 @@ from lightllm_mp.actors.runtime.node_link import (
     decode_message,
     greet,
 )
-from lightllm_mp.actors.supervision.child_process import ChildProcess
+from lightllm_mp.actors.supervision.child_process import ChildProcess, reaped_orphans
 from lightllm_mp.actors.supervision.control_lanes import ControlLanes, PlanLanes
 from lightllm_mp.actors.supervision.shared_memory import SharedMemory
 from lightllm_mp.actors.topology import ROUTER, WORKER, Child, Topology, control_edge, plan_edge, ranks_of, worker
@@ -51,6 +51,7 @@ class NodeAgent:
         self._config, self._key, self._program = config, key, program
         self._said = ""
         """The last reason why it cannot join."""
+        self._host: RankHost | None = None
 
     async def run(self) -> None:
         """Serve one generation of ranks after the other, until it is cancelled."""
@@ -98,10 +99,16 @@ class NodeAgent:
             link.send_message(Failed(str(error)))
             return
         log.info("joined: %s", ", ".join(host.names))
+        self._host = host
         try:
             await host.serve()
         finally:
             await host.close()
+
+    def reap_orphans(self) -> None:
+        """See Supervisor."""
+        if not reaped_orphans(self._host.processes if self._host else ()):
+            asyncio.get_running_loop().call_soon(self.reap_orphans)
 
     def _say(self, reason: str) -> None:
         if reason != self._said:
@@ -133,6 +140,7 @@ class RankHost:
             for child in children:
                 self._start(child)
         except OSError:
+            self._ended.set_result(None)
             for process in self._processes.values():
                 process.kill()
             self._release()
@@ -163,6 +171,10 @@ class RankHost:
         process = ChildProcess(spec, fds, functools.partial(self._on_exit, child.name))
         self._processes[child.name] = process
         log.info("%s started, pid %d", child.name, process.pid)
+
+    @property
+    def processes(self) -> tuple[ChildProcess, ...]:
+        return tuple(self._processes.values())
 
     async def serve(self) -> None:
         """Until a rank or the connection ends. NodeLost."""
@@ -212,8 +224,10 @@ class RankHost:
                     self._link.send_message(message)
 
     def _on_exit(self, name: str, reason: str) -> None:
+        if self._ended.done():
+            return
         self._control.drain()  # its last messages
-        if self._ended.done() or (self._stopping and any(process.alive for process in self._processes.values())):
+        if self._stopping and any(process.alive for process in self._processes.values()):
             return
         self._link.send(FrameKind.LOST, f"{name} {reason}".encode())
         log.log(logging.INFO if self._stopping else logging.WARNING, "%s %s", name, reason)

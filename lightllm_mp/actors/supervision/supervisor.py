@@ -7,7 +7,6 @@ executes the actions that the machine returns.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -30,7 +29,7 @@ from lightllm_mp.actors.supervision.actions import (
     Serving,
     Spawn,
 )
-from lightllm_mp.actors.supervision.child_process import ChildProcess
+from lightllm_mp.actors.supervision.child_process import ChildProcess, reaped_orphans
 from lightllm_mp.actors.supervision.control_lanes import ControlLanes
 from lightllm_mp.actors.supervision.engine_state import engine_state
 from lightllm_mp.actors.supervision.image_arenas import image_arenas
@@ -151,14 +150,8 @@ class Supervisor:
     def reap_orphans(self) -> None:
         """Reap processes that lost their parent and were given to this one, which is PID 1 or a subreaper. Only for a
         program that starts no processes but these; the loop reaps its own children (`ChildProcess`)."""
-        own = {process.pid for process in self._processes.values() if process.alive}
-        with contextlib.suppress(ChildProcessError):  # there is no child at all
-            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if ended.si_pid in own:  # it hides those behind it until the loop has reaped it
-                    asyncio.get_running_loop().call_soon(self.reap_orphans)
-                    return
-                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
-                log.info("reaped process %d, whose parent had ended", ended.si_pid)
+        if not reaped_orphans(self._processes.values()):
+            asyncio.get_running_loop().call_soon(self.reap_orphans)
 
     def embedded_launch(self) -> LaunchSpec[FrontSettings]:
         """The start message of a front that lives in this process; its descriptors are duplicates that it owns."""

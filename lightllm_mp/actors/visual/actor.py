@@ -45,9 +45,9 @@ from lightllm_mp.shm import Arena, Block, BlockRef
 from lightllm_mp.shm.arena import BLOCK_HEADER
 from lightllm_mp.vision.cache import CachedImage, ImageCache, LeaseGrant, WantedImage
 from lightllm_mp.vision.decoder_process import Settings
-from lightllm_mp.vision.encoder_pool import EncoderPool
 from lightllm_mp.vision.sizing import PatchGrid
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.encoder_pool import EncoderPool
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 
 log = logging.getLogger("lightllm_mp.visual")
 

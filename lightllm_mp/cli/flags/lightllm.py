@@ -112,8 +112,8 @@ BY_VALUE = {
     "quant_type": ("none awq awq_marlin", "AWQ and GPTQ checkpoints are detected; see also --quantization"),
     "vit_quant_type": ("none", "vision towers with quantised weights come later, except from GGUF files"),
     "llm_kv_type": ("none", "8-bit KV needs no calibrated scales here; see --kv-cache-dtype int8 and fp8"),
-    "mtp_mode": ("none", "speculative decoding comes later"),
-    "mtp_step": ("0", "speculative decoding comes later"),
+    "mtp_mode": ("none", "draft heads come later; see --speculative-algorithm"),
+    "mtp_step": ("0", "draft heads come later; see --speculative-num-draft-tokens"),
     "hardware_platform": ("cuda", "other accelerators come later"),
     "expert_dtype": ("none", "quantised experts come later"),
     "visual_tp": ("1", "a vision tower is not split; --visual-gpu-ids gives each GPU a copy of it"),
@@ -144,7 +144,7 @@ LATER = {
     "settings for single layers come later; see --quantization": (
         "quant_cfg vit_quant_cfg kv_quant_calibration_config_path"
     ),
-    "speculative decoding comes later": "mtp_draft_model_dir",
+    "draft heads come later; see --speculative-algorithm": "mtp_draft_model_dir",
     "KV outside the device's memory comes later": "enable_cpu_cache enable_disk_cache enable_dp_prompt_cache_fetch",
     "data-parallel and micro-batch modes come later": (
         "enable_tpsp_mix_mode enable_dp_prefill_balance enable_prefill_microbatch_overlap "

@@ -58,7 +58,7 @@ def described(r: ModelReport) -> str:
         ),
         ("context", f"{r.max_context:,} tokens"),
         ("device", f"{r.device}, {format_bytes(r.free_bytes)} free"),
-        ("KV tokens", f"about {r.kv_tokens:,} fit"),
+        ("KV tokens", f"about {r.kv_tokens:,} fit" + (f", {r.window_tokens:,} in windows" if r.window_tokens else "")),
         ("tokenizer", r.tokenizer + ("" if r.chat_template or r.tokenizer == "none" else ", no chat template")),
         ("EOS ids", ", ".join(map(str, r.eos_ids)) or "unknown; set --eos-id"),
         *(("note", note) for note in r.notes),

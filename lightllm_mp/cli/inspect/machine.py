@@ -29,6 +29,11 @@ class Machine:
             return "float16" if spec.file_dtype == "float16" else "bfloat16"
         return "bfloat16" if native() is not None else "float32"
 
+    @property
+    def kind(self) -> str:
+        """As torch says it."""
+        return "cuda" if self.is_gpu else "cpu"
+
     def kv_room(self, weights: int, mem_fraction: float) -> int:
         """Bytes for KV beside `weights` bytes of weights. On a GPU the steps need a part of them."""
         if self.is_gpu:

@@ -10,8 +10,9 @@ from typing import Any
 from msgspec import Struct
 
 from lightllm_mp.cli.inspect.machine import Machine, this_machine
-from lightllm_mp.config import EngineConfig
+from lightllm_mp.config import RUN_AHEAD, STEP_TOKENS, EngineConfig
 from lightllm_mp.engine.state_sizing import state_places
+from lightllm_mp.engine.window_sizing import others, window_tokens, windowed_limits
 from lightllm_mp.errors import EngineError, NoTokenizer
 from lightllm_mp.model_files.model_source import ModelSource
 from lightllm_mp.models.checkpoint.preflight import check_weights
@@ -49,6 +50,8 @@ class ModelReport(Struct, kw_only=True):
     free_bytes: int
     kv_tokens: int
     """Estimated number of KV slots that fit beside the weights."""
+    window_tokens: int
+    """The same of layers with a sliding window, where these have slots of their own; 0: all layers share theirs."""
     tokenizer: str
     chat_template: bool
     eos_ids: tuple[int, ...]
@@ -71,6 +74,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)
     weights, kv = parameters * WIDTHS[data_type], spec.kv_elements * WIDTHS[data_type]
+    space_bytes = (spec.space_elements[0] * WIDTHS[data_type], spec.space_elements[1] * WIDTHS[data_type])
     tokenizer, template, eos = _tokenizer(path, notes, problems)
     room = machine.kv_room(weights, EngineConfig().mem_fraction)
     state = sum(map(operator.mul, spec.state_elements, (WIDTHS["float32"], WIDTHS[data_type])))
@@ -78,6 +82,8 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
     room = max(0, room - (rows + 1 + copies) * state)
     if room < 2 * kv:
         problems.append("the weights leave no memory for a request")
+    windows = windowed_limits(spec, STEP_TOKENS[machine.kind], RUN_AHEAD[machine.kind])
+    near = window_tokens(EngineConfig(), room, space_bytes, windows, rows, spec.max_context)
     return ModelReport(
         path=str(path),
         family=spec.family,
@@ -94,7 +100,8 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
         max_context=spec.max_context,
         device=machine.device,
         free_bytes=machine.free,
-        kv_tokens=max(0, room // kv - 1),
+        kv_tokens=max(0, others(room, space_bytes, near)),
+        window_tokens=near,
         tokenizer=tokenizer,
         chat_template=template,
         eos_ids=spec.eos_ids or eos,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,10 @@ class DecodeInputs:
         self.seqs[1].fill_(1)
         self._seq_start = torch.arange(most + 1, dtype=torch.int32, device=device)
 
-    def batch(self, size: int, tokens: Tensor, slots: Tensor, rotary_first: Tensor) -> tuple[Tensor, Batch]:
-        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables: `tokens` [rows + 1, width],
-        `slots` [1 or 2, rows + 1, width]."""
-        spaces = slots.shape[0]
+    def batch(self, size: int, tokens: Tensor, slots: Sequence[Tensor], rotary_first: Tensor) -> tuple[Tensor, Batch]:
+        """Ids int32 [size] and inputs of the first `size` sequences, read from the tables [rows + 1, width]; those of
+        `slots` are one for all layers, or a second one for layers with windows."""
+        spaces = len(slots)
         made = torch.empty((3 + spaces, round_up(size, ALIGNED_WORDS)), dtype=torch.int32, device=tokens.device)
         ids, positions, rotary_at, *places = made[:, :size]
         _lay_out_kernel.launch(
@@ -43,15 +44,15 @@ class DecodeInputs:
             _lay_out_kernel.arguments(
                 seqs=self.seqs,
                 tokens=tokens,
-                slots=slots,
+                slots=slots[0],
+                windows=slots[-1],
                 rotary_first=rotary_first,
                 made=made,
                 size=size,
                 stride=made.shape[1],
                 most=self.most,
                 width=tokens.shape[1],
-                table_rows=tokens.shape[0],
-                SPACES=spaces,
+                WINDOWS=spaces > 1,
                 BLOCK=BLOCK,
             ),
         )
@@ -191,19 +192,19 @@ def _place_kernel(rows, ends, to, count, size, most, spare_row, BLOCK: tl.conste
     tl.store(to + most + at, tl.load(ends + at, mask=at < count, other=1), mask=at < size)
 
 
-@kernel(numbers=["size", "stride", "most", "width", "table_rows"])
+@kernel(numbers=["size", "stride", "most", "width"])
 def _lay_out_kernel(
     seqs,
     tokens,
     slots,
+    windows,
     rotary_first,
     made,
     size,
     stride,
     most,
     width,
-    table_rows,
-    SPACES: tl.constexpr,
+    WINDOWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -214,9 +215,9 @@ def _lay_out_kernel(
     tl.store(made + at, tl.load(tokens + place, mask=inside), mask=inside)
     tl.store(made + stride + at, position, mask=inside)
     tl.store(made + 2 * stride + at, tl.load(rotary_first + row, mask=inside) + position, mask=inside)
-    for space in tl.static_range(SPACES):
-        entry = (row.to(tl.int64) + space * table_rows) * width + position
-        tl.store(made + (3 + space) * stride + at, tl.load(slots + entry, mask=inside), mask=inside)
+    tl.store(made + 3 * stride + at, tl.load(slots + place, mask=inside), mask=inside)
+    if WINDOWS:
+        tl.store(made + 4 * stride + at, tl.load(windows + place, mask=inside), mask=inside)
 
 
 @kernel(numbers=["count", "width"])

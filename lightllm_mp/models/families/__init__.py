@@ -4,9 +4,9 @@ To add a family (docs/models.md has the details of each step):
 
 1. Write `models/families/<name>.py` with `read_hf`, `hf_weights` and, for GGUF files, `read_gguf` and `gguf_weights`.
    It ends with one `Family(...)` (`common/family.py` explains the fields). Add that to `FAMILIES` below.
-2. Only where the folders leave the tokenizer's special tokens or the chat format to Python code: pass
+2. Only if the folders leave the tokenizer's special tokens or the chat format to Python code: pass
    `text=TextHalf(...)` (`common/text_half.py`), with its functions and templates in the same file.
-3. Only where the model takes images: write `vision/families/<name>.py` with a `VisionFamily` (`vision/tower_rules.py`)
+3. Only if the model takes images: write `vision/families/<name>.py` with a `VisionFamily` (`vision/tower_rules.py`)
    and pass `vision="lightllm_mp.vision.families.<name>:<NAME>"`. It is named by a string because the package `vision`
    stands above `models`, and because servers of text need not import it.
 4. Put a golden folder into `tests/goldens` and its name into `FOLDERS` of `tests/models/test_goldens.py`. Write the

@@ -15,7 +15,7 @@ UNUSED = (r"^cls\.", r"^lm_head\.", r"^pooler\.", r"^classifier\.", r"(^|\.)posi
 """Heads that embeddings do not need, and buffers."""
 
 FIRST_POSITION = 2
-"""RoBERTa's first row of the table of positions that is used."""
+"""RoBERTa's first used row of the table of positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _spec(
     gated: bool = False,
     bias: bool = True,
 ) -> ModelSpec:
-    """`take`: what an embedding is made of where the folder does not say it."""
+    """`take`: the hidden state of an embedding, if the folder does not name one."""
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     if classifies(config):
         pooling = classifier(config, head="tanh", take="cls", pairs="tokenizer")
@@ -144,7 +144,7 @@ def nomic_weights(spec: ModelSpec) -> list[Param]:
 
 
 def _weights(spec: ModelSpec, names: EncoderNames, skipped: int = 0) -> list[Param]:
-    """`skipped`: rows of the table of positions before the first that is used."""
+    """`skipped`: rows of the table of positions before the first used one."""
     s, at = spec, "embeddings."
     params = linear("embed", at, (("word_embeddings", s.vocab),), s.hidden, False)
     params += linear("types", at, (("token_type_embeddings", s.token_types),), s.hidden, False)

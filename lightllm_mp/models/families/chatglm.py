@@ -90,7 +90,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _rope(config: dict[str, Any], dim: int) -> RopeSpec:
-    """`rope_ratio` divides positions in ChatGLM2-32k, which only its name tells, and multiplies the base in later
+    """`rope_ratio` divides positions in ChatGLM2-32k, which only its name identifies, and multiplies the base in later
     models."""
     ratio = float(config.get("rope_ratio") or 1.0)
     if ratio != 1.0 and "chatglm2" in str(config.get("_name_or_path", "")).lower():

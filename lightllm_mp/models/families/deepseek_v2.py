@@ -85,7 +85,7 @@ def _stretch(config: dict[str, Any]) -> float:
 
 
 def _moe(config: dict[str, Any]) -> MoeSpec:
-    """The factor on the weights applies only where they are not renormalised."""
+    """The factor on the weights applies only if they are not renormalised."""
     method = config.get("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise ModelError(f"topk_method {method!r} is not supported")
@@ -146,7 +146,7 @@ def _latent(spec: ModelSpec, mla: MlaSpec, to: str, at: str, names: LatentNames)
 
 
 def read_gguf(keys: GGUFKeys) -> ModelSpec:
-    """The plain keys hold the width of a head in files of before 2025, and that of the latent in later ones."""
+    """The plain keys hold the width of a head in files before 2025, and that of the latent in later ones."""
     width = keys.integer("attention.key_length_mla", keys.get("attention.key_length"))
     rope = gguf_rope(keys, dim=keys.integer("rope.dimension_count"))
     mla = MlaSpec(
@@ -171,7 +171,7 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
 
 
 V3_EXPERTS, V3_GROUPS = 256, (8, 4)
-"""Experts of DeepSeek-V3, and their groups and those that take part, which files of before October 2025 do not say."""
+"""DeepSeek-V3's experts, their groups, and the groups that take part, which files before October 2025 lack."""
 
 
 def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
@@ -184,7 +184,7 @@ def _gguf_moe(keys: GGUFKeys) -> MoeSpec:
         top_groups=keys.count("expert_group_used_count", groups),
         dense_layers=tuple(range(keys.count("leading_dense_block_count", 0))),
     )
-    if not moe.sigmoid:  # in V2 the factor applies only where weights are not renormalised
+    if not moe.sigmoid:  # in V2 the factor applies only if weights are not renormalised
         return msgspec.structs.replace(moe, scale=1.0) if moe.renormalise else moe
     if moe.experts == V3_EXPERTS and keys.get("expert_group_count") is None:
         moe = msgspec.structs.replace(moe, groups=V3_GROUPS[0], top_groups=V3_GROUPS[1])
@@ -224,7 +224,7 @@ DEEPSEEK_V2 = Family(
     model_types=("deepseek_v2",),
     read_hf=read_hf,
     hf_weights=hf_weights,
-    mtp=True,  # of V3, whose GGUF files are of the same architecture
+    mtp=True,  # of V3, whose GGUF files have the same architecture
     gguf_architectures=("deepseek2",),
     read_gguf=read_gguf,
     gguf_weights=gguf_weights,

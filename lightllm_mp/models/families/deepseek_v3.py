@@ -40,8 +40,8 @@ def sigmoid_moe(config: dict[str, Any], **fields: Any) -> MoeSpec:
 
 
 def complete_kimi(backend: Backend, folder: ModelFolder) -> dict[int, str]:
-    """Kimi's special tokens follow the table of `tiktoken.model`; those without a name in tokenizer_config.json have
-    one that is made of their id."""
+    """Kimi's special tokens follow the table of `tiktoken.model`; those without a name in tokenizer_config.json get
+    one with their id."""
     if (folder.path / "tiktoken.model").is_file():
         first, declared = backend.get_vocab_size(), folder.tokenizer.get("added_tokens_decoder") or {}
         for id_ in range(first, first + KIMI_SPECIAL):

@@ -164,8 +164,8 @@ def _gguf_spec(keys: GGUFKeys, family: str, **fields: Any) -> ModelSpec:
 
 
 def _gguf_scale(keys: GGUFKeys, layers_of_27b: int) -> float:
-    """The factor on scores, which the converter does not write. It follows from the width of a head, but in the 27B
-    models, recognised by their number of layers, from the hidden size."""
+    """The factor on scores, which the converter does not write. It follows from the width of a head; in the 27B models,
+    recognised by their number of layers, from the hidden size."""
     if keys.count("block_count") == layers_of_27b:
         width = keys.integer("embedding_length") // keys.count("attention.head_count")
     else:

@@ -48,7 +48,7 @@ SOFT_TOKENS = 280
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """From the keys of the text model, alone or under `text_config`."""
+    """From the text model's keys, alone or under `text_config`."""
     images = "text_config" in config
     text = nested_text(config if images else {**config, "text_config": config}, DEFAULTS, ("gemma4_text",))
     sees = text.get("use_bidirectional_attention")
@@ -121,7 +121,7 @@ def _mixture(text: dict[str, Any]) -> MoeSpec:
 
 
 def _global_layers(text: dict[str, Any]) -> tuple[int, ...]:
-    """Layers without a window; upstream makes the last one so whatever the file says."""
+    """Layers without a window; upstream always makes the last layer one."""
     count = int(text["num_hidden_layers"])
     return tuple(sorted({*global_layers(text, tuple(range(PERIOD - 1, count, PERIOD))), count - 1}))
 
@@ -136,8 +136,8 @@ def _check_shared(layers: int, shared: int, whole: tuple[int, ...]) -> None:
 
 
 def hf_weights(spec: ModelSpec) -> list[Param]:
-    """Layers that read another layer's keys and values project queries alone; where keys are values, their rows stand
-    there twice."""
+    """Layers that read another layer's keys and values project queries only; if keys are values, their rows are there
+    twice."""
     params = [param for param in decoder(spec, BRANCH_NAMES) if not param.target.endswith((".qkv", ".qkv.bias"))]
     for i in range(spec.layers):
         params += _layer(spec.at(i), i)
@@ -189,7 +189,7 @@ def _vector(target: str, name: str, size: int) -> list[Param]:
 
 
 IGNORE = (INV_FREQ, r"^lm_head\.weight$", r"^model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm)\.")
-"""Files have keys and values of layers that read those of others, too."""
+"""Files also have keys and values of layers that read those of others."""
 
 GEMMA4 = Family(
     name="gemma4",

@@ -33,7 +33,7 @@ SWIGLU_LIMIT = 7.0
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """Even layers have a window where `layer_types` says nothing."""
+    """Even layers have a window if `layer_types` is absent."""
     refuse(config, hidden_act="silu", swiglu_limit=SWIGLU_LIMIT)
     layers, packed = range(int(config["num_hidden_layers"])), config.get("quantization_config") or {}
     biased = bool(config.get("attention_bias", True))
@@ -59,8 +59,8 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def _fields(moe: MoeSpec) -> dict[str, Any]:
-    """What folders and GGUF files have in common. The softmax over the chosen experts' logits is that over all, with
-    the chosen weights divided by their sum."""
+    """Fields that folders and GGUF files share. The softmax over the chosen experts' logits is that over all, with the
+    chosen weights divided by their sum."""
     return {"sinks": True, "activation": "swiglu_oai", "moe": moe}
 
 

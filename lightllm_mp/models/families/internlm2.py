@@ -26,7 +26,7 @@ CHAT = (
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`bias` concerns attention. `architectures` tells a reward model."""
+    """`bias` concerns attention. `architectures` identifies a reward model."""
     bias = bool(config.get("bias", False))
     token = config.get("reward_token_id")
     token = None if token is None else int(token)
@@ -63,7 +63,7 @@ def hf_weights(spec: ModelSpec) -> list[Param]:
 
 
 def _by_kind(spec: ModelSpec):
-    """The file has queries, key and value of one key-value head after the other; the decoder groups them by kind."""
+    """The file has queries, key and value head by key-value head; the decoder groups them by kind."""
     group, dim = spec.heads // spec.kv_heads, spec.head_dim
     blocks = [kv * (group + 2) + j for kv in range(spec.kv_heads) for j in range(group)]
     blocks += [kv * (group + 2) + group + j for j in range(2) for kv in range(spec.kv_heads)]

@@ -26,7 +26,7 @@ from lightllm_mp.models.families.common.gguf_rules import (
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 THETA = 5e6
-"""Base of the rotary embedding where the configuration gives none."""
+"""Base of the rotary embedding if the configuration gives none."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:

@@ -13,7 +13,7 @@ from lightllm_mp.models.families.common.family import Family
 from lightllm_mp.models.spec import ModelSpec, MoeSpec
 
 WINDOW = 4096
-"""Mistral's window where the configuration has no key for it; in later versions the key is null."""
+"""Mistral's window if the configuration has no key for it; in later versions the key is null."""
 
 
 def read_hf(config: dict[str, Any], window: int | None = WINDOW) -> ModelSpec:

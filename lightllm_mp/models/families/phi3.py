@@ -80,7 +80,7 @@ def read_gguf(keys: GGUFKeys) -> ModelSpec:
 
 
 def _gguf_rope(keys: GGUFKeys) -> RopeSpec:
-    """Two tensors hold the divisors of `longrope`, where the model has it."""
+    """Two tensors hold the divisors of `longrope`, if the model has it."""
     if not keys.has("rope_factors_long.weight"):
         return gguf_rope(keys, dim=keys.head_dim)
     dim, context = keys.integer("rope.dimension_count", keys.head_dim), keys.integer("context_length")

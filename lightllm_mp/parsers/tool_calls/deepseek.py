@@ -66,7 +66,7 @@ def v31_calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
 
 
 def _section(rules: LarkRules, bodies: Sequence[str], between: str) -> str:
-    """The calls with their markers. `between`: what stands between two of them."""
+    """The calls with their markers. `between`: the text between two of them."""
     call = rules.rule("call", rules.marker(BEGIN), choice(bodies), rules.marker(END))
     return f"{rules.opening(CALLS_BEGIN)} {rules.several(call, between)} {rules.marker(CALLS_END)}"
 

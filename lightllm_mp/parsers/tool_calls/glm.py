@@ -1,6 +1,6 @@
 """GLM 4.5 and later: <tool_call>f<arg_key>a</arg_key><arg_value>value</arg_value></tool_call>.
 
-Up to 4.6, newlines part these.
+Up to 4.6, newlines separate the parts.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def parse(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool]) ->
 
 
 def _beginning(reader: TextReader, writer: DeltaWriter, header: list[str]) -> Parsing[str | None]:
-    """Reads up to the first marker, and returns it. The prompt ends with the role, behind which a recipient may stand:
-    it goes to `header`, any other text is content."""
+    """Reads up to the first marker and returns it. The prompt ends with the role; a recipient may follow and goes to
+    `header`; any other text is content."""
     before: list[str] = []
     yield from reader.spaces(before.append)
     if not (yield from reader.starts(_TO)):
@@ -57,7 +57,7 @@ def _beginning(reader: TextReader, writer: DeltaWriter, header: list[str]) -> Pa
 
 
 def _message(reader: TextReader, writer: DeltaWriter, tools: Mapping[str, Tool], header: str) -> Parsing[str | None]:
-    """Reads what a message says. Returns the marker behind it."""
+    """Reads the text of a message. Returns the marker behind it."""
     channel = _CHANNEL.search(header)
     recipient = _RECIPIENT.search(header)
     name = recipient[1].removeprefix(_FUNCTIONS) if recipient else ""
@@ -80,7 +80,7 @@ def _call(reader: TextReader, writer: DeltaWriter, name: str) -> Parsing[None]:
 
 
 def calls(rules: LarkRules, tools: Sequence[Tool]) -> str:
-    """A call, since it ends the answer, or where there may be text, an answer. Before it the model may think."""
+    """One call, since a call ends the answer; or an answer if text is allowed. The model may reason before it."""
     bodies = [
         rules.rule(
             f"body_{index}",

@@ -14,7 +14,7 @@ from lightllm_mp.vision.header import ImageLimits, read_header
 from lightllm_mp.vision.video.video_files import VideoHeader, unpacked_frames
 
 TURNS = {90: Image.Transpose.ROTATE_270, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_90}
-"""The transposition that turns a frame by so many degrees clockwise."""
+"""The transposition that turns a frame clockwise by this many degrees."""
 SAMPLE_SIZE, SAMPLE_FRAMES = (64, 48), 8
 MOST_MISSING = 0.1
 """Share of the claimed frames that may be missing at the end, because an edit list hides frames."""
@@ -23,7 +23,7 @@ MOST_MISSING = 0.1
 def video_frames(
     data: bytes, header: VideoHeader, numbers: Sequence[int], limits: ImageLimits
 ) -> Iterator[Image.Image]:
-    """The frames `numbers` (ascending) as RGB images, upright. The last one that is there stands for missing ones.
+    """The frames `numbers` (ascending) as upright RGB images. The last existing one replaces missing ones.
 
     Raises InvalidRequest for a damaged file, PayloadTooLarge for frames that are larger than the header says.
     """
@@ -47,7 +47,7 @@ def video_frames(
 
 
 def sample_video() -> bytes:
-    """A file with a few small frames, for a trial. FFmpeg itself has the codec."""
+    """A file with a few small frames, for a test. FFmpeg itself has the codec."""
     import av
 
     file = io.BytesIO()
@@ -60,7 +60,7 @@ def sample_video() -> bytes:
             made.mux(stream.encode(frame))
         made.mux(stream.encode(None))
     data = file.getvalue()
-    for frame in _decoded(data, ImageLimits()):  # PyAV imports what it needs
+    for frame in _decoded(data, ImageLimits()):  # PyAV imports its modules
         frame.to_image()
     return data
 

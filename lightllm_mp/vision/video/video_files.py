@@ -1,7 +1,7 @@
-"""Video files, and lists of frames packed into one: what they say of their frames. Imports neither torch nor PyAV.
+"""Reads the headers of video files and packs lists of frames into one file. Imports neither torch nor PyAV.
 
-A video is a file, or a list of image files that the front packs into one. As in header.py, nothing here decodes: only
-integers are read at offsets, and decoding checks the claims again.
+A video is a file, or a list of image files that the front packs into one. As in header.py, nothing here decodes: the
+module only reads integers at offsets, and decoding checks the claims again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightllm_mp.vision import containers
 from lightllm_mp.vision.header import ImageLimits, read_header
 
 FRAMES_FPS = 2.0
-"""Frames per second of a list of frames that does not say it: the rate at which Qwen's own tools sample videos."""
+"""Frames per second of a list of frames without a rate: the rate at which Qwen's own tools sample videos."""
 MOST_FRAMES, MOST_PIXELS = 1 << 16, 1 << 34
 """Most frames of a video, and most pixels of all of them: ten minutes of 1280 x 720 at 30 frames per second. All are
 decoded, which may take the decoder's deadline."""
@@ -61,7 +61,7 @@ def pack_frames(files: Sequence[bytes], fps: float | None) -> bytes:
 
 
 def unpacked_frames(data: bytes) -> tuple[float, list[bytes]]:
-    """Frames per second and files of `pack_frames`. InvalidRequest where the lengths do not add up."""
+    """Frames per second and files of `pack_frames`. Raises InvalidRequest if the lengths do not add up."""
     at = len(PACKED) + 12
     try:
         fps, count = struct.unpack_from("<dI", data, len(PACKED))

@@ -1,4 +1,4 @@
-"""Which frames of a video a model sees, at which size and at what times. Imports neither torch nor PyAV."""
+"""Chooses the frames of a video that a model sees, with their size and times. Imports neither torch nor PyAV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightllm_mp.vision.video.video_files import VideoHeader
 
 
 def sampled(header: VideoHeader, sampling: VideoSampling, temporal: int) -> list[int]:
-    """Numbers of the frames that the model sees, in order: `fps` of a second, from the first to the last one.
+    """Numbers of the frames that the model sees, in order: `fps` per second, from the first to the last one.
 
     Raises InvalidRequest for fewer frames than a patch has, and for a list of more than the model takes.
     """

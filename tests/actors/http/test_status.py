@@ -156,6 +156,8 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
             "kv_used": 10.0,
             "kv_cached": 5.0,
             "kv_total": 40.0,
+            "kv_window_used": 6.0,
+            "kv_window_total": 9.0,
             "prefix_queries_tokens": 8.0,
             "prefix_hit_tokens": 6.0,
             "preemptions": 7.0,
@@ -171,6 +173,7 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
         assert found["num_requests_running",] == found["batch_current_size",] == 3
         assert found["num_requests_waiting",] == found["queue_size",] == 2
         assert found["kv_cache_usage_perc",] == 0.25
+        assert (found["kv_window_used_tokens",], found["kv_window_capacity_tokens",]) == (6, 9)
         assert found["cache_hit_rate",] == 0.75
         assert found["prefix_cache_queries_total",] == 8
         assert found["num_preemptions_total",] == 7

@@ -95,3 +95,10 @@ def test_the_block_ends_with_the_page_where_there_is_one_to_chat_with(
     Console().serving(url, facts, HttpConfig(port=port, no_ui=no_ui), 6, keys=False)
     lines = capsys.readouterr().err.rstrip().splitlines()
     assert lines[-1].startswith("  try ") if last is None else lines[-1] == last.format(url=url)
+
+
+def test_the_block_tells_of_slots_of_windows(capsys: pytest.CaptureFixture[str]) -> None:
+    for near, told in ((0, "12,000"), (3456, "12,000, and 3,456 in layers with a sliding window")):
+        facts = Facts(engine=EngineLimits(kv_tokens=12000, window_tokens=near))
+        Console().serving("http://127.0.0.1:1", facts, HttpConfig(), 6, keys=False)
+        assert f"  KV tokens  {told}" in capsys.readouterr().err.splitlines()

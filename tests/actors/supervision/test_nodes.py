@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -13,15 +14,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import pytest
 
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT
 from lightllm_mp.actors.runtime import node_link
+from lightllm_mp.actors.supervision import node_agent
 from lightllm_mp.actors.supervision.node_agent import NodeAgent
 from lightllm_mp.actors.supervision.state_machine import State
-from lightllm_mp.actors.topology import EMBEDDED, Topology, topology
+from lightllm_mp.actors.topology import EMBEDDED, Child, Topology, topology
 from lightllm_mp.config import Config
 from tests.actors.embedded import Embedded, Shared, config, embedded, mocked, on_shared
 from tests.actors.supervision.test_worker_group import streams, undisturbed
@@ -223,6 +226,27 @@ async def test_the_cable_is_cut_or_frozen(engine: Nodes) -> None:
         await asyncio.sleep(0.05)  # a machine that hears nothing ends its ranks
     engine.agent.cable.thaw()
     assert await asyncio.gather(*tasks) == engine.expected
+
+
+@on_shared
+async def test_a_machine_without_memory_is_tried_again(engine: Nodes) -> None:
+    """It can start no rank, and says so: a start that failed."""
+    before = everybody(engine)
+    refused = OSError(errno.ENOMEM, "Cannot allocate memory")
+    kept, failing = node_agent.RankHost._start, [True, True]
+
+    def start(host: node_agent.RankHost, child: Child) -> None:
+        if child.name == REMOTE[1] and failing:
+            failing.pop()
+            raise refused
+        kept(host, child)
+
+    with mock.patch.object(node_agent.RankHost, "_start", start):
+        tasks = await streams(engine)
+        os.kill(before["worker2"], signal.SIGKILL)
+        assert await asyncio.gather(*tasks) == engine.expected
+    assert not failing
+    await replaced(engine, before)
 
 
 @on_shared

@@ -8,6 +8,7 @@ import errno
 import os
 import random
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -20,6 +21,7 @@ from lightllm_mp.actors.supervision.state_machine import State
 from lightllm_mp.actors.supervision.worker_group import WorkerGroup
 from lightllm_mp.actors.topology import EMBEDDED, ROUTER, Topology, topology
 from lightllm_mp.config import Config
+from lightllm_mp.errors import StartupError
 from lightllm_mp.shm import Sender
 from tests.actors.embedded import Embedded, Shared, config, embedded, in_time, mocked, on_shared
 
@@ -182,3 +184,18 @@ def test_a_refused_meeting_place_leaves_the_one_before() -> None:
         os.fstat(group.meeting)
         group.part()
         group.close()
+
+
+def test_ranks_of_several_machines_meet_at_a_new_address_each_time() -> None:
+    members = ("worker0", "node1")
+    with contextlib.closing(SharedMemory(topology(ranks=2, nodes=2, front=EMBEDDED))) as wiring:
+        with contextlib.closing(WorkerGroup(members, wiring, "127.0.0.1")) as group:
+            first, before = group.address, group.meeting
+            socket.create_connection(("127.0.0.1", int(first.rpartition(":")[2]))).close()
+            group.part()
+            assert group.address != first
+            with pytest.raises(OSError, match="Connection refused"):
+                socket.create_connection(("127.0.0.1", int(first.rpartition(":")[2])))
+            assert group.meeting != before
+        with pytest.raises(StartupError, match="the ranks have no place to meet"):
+            WorkerGroup(members, wiring, "192.0.2.1")

@@ -1,4 +1,4 @@
-"""What sampling means, in float64 and one row at a time; and a way to run the real sampler on a few rows."""
+"""The definition of sampling, in float64 and one row at a time, and a way to run the real sampler on a few rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Line:
-    """A sequence to be sampled."""
+    """A sequence to sample."""
 
     logits: np.ndarray
     sampling: Sampling
@@ -41,7 +41,7 @@ def bias(values: dict[int, float]) -> dict[str, bytes]:
 
 
 def only(*ids: int) -> dict[str, bytes]:
-    """The field of a Sampling that allows `ids` only."""
+    """The field of a Sampling that allows only `ids`."""
     return {"allowed_ids": np.array(ids, "<i4").tobytes()}
 
 
@@ -59,7 +59,7 @@ def sampler_for(lines: Sequence[Line], rows: Sequence[int]) -> TorchSampler:
 
 
 def choose(lines: Sequence[Line], rows: Sequence[int] | None = None) -> Choice:
-    """One step over `lines`, which stand in `rows` (by default 0, 1, ..)."""
+    """One step over `lines`, which have these `rows` of the tables (by default 0, 1, ..)."""
     rows = range(len(lines)) if rows is None else rows
     logits = torch.from_numpy(np.stack([line.logits for line in lines]).astype(np.float32))
     positions = np.array([line.position for line in lines], np.int64)
@@ -95,7 +95,7 @@ def masks_of(lines: Sequence[Line]) -> GuideMasks | None:
 
 
 def distribution(line: Line) -> np.ndarray:
-    """float64 [vocab]: the probabilities that the next token is drawn with."""
+    """float64 [vocab]: the probabilities of the next token."""
     rules, x = line.sampling, adjusted(line)
     if rules.temperature == 0:
         return np.eye(len(x))[x.argmax()]
@@ -111,6 +111,6 @@ def distribution(line: Line) -> np.ndarray:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # tests feed it broken logits too
+    with np.errstate(invalid="ignore"):  # some tests give it broken logits
         p = np.exp(x - x.max())
     return p / p.sum()

@@ -1,4 +1,4 @@
-"""Sampling noise: the documented integer formula, uniformity, and no relation between neighbours."""
+"""Sampling noise follows the documented integer formula and is uniform; neighbours are unrelated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def keys(seeds: list[int] | np.ndarray, positions: list[int] | np.ndarray) -> to
 
 
 def uniform(seed: int, position: int, ids: int = DRAWS) -> np.ndarray:
-    """The noise of one row, turned back into the uniform numbers it is made of, as float64."""
+    """The uniform numbers from which one row's noise is made, as float64."""
     log_e = log_exponential(id_words(ids, CPU), keys([seed], [position]))[0].double()
     return -torch.expm1(-log_e.exp()).numpy()
 
@@ -97,7 +97,7 @@ def test_uniform(seed: int, position: int) -> None:
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_the_tail_is_as_heavy_as_it_must_be(bits: int) -> None:
-    """Small u is what lets unlikely ids win."""
+    """Unlikely ids win by a small u."""
     seeds, bound = list(range(16)), math.log(-math.log1p(-(2.0**-bits)))
     drawn = int((log_exponential(id_words(DRAWS, CPU), keys(seeds, [17] * 16)) < bound).sum())
     expected = 16 * DRAWS / 2**bits
@@ -117,7 +117,7 @@ def test_neighbours_are_independent(other: tuple[int, int], roll: int) -> None:
 
 
 def test_one_id_over_many_positions_and_seeds() -> None:
-    """What a sequence sees over time, and what many requests see at once, is uniform too."""
+    """The numbers are uniform also over time in one sequence, and over many requests at once."""
     numbers = np.arange(1 << 16)
     for key in (keys(np.full_like(numbers, 3), numbers), keys(numbers, np.full_like(numbers, 3))):
         u = -torch.expm1(-log_exponential(id_words(8, CPU), key).double().exp())

@@ -1,4 +1,4 @@
-"""Logprobs of a prompt's tokens where logits are not finite numbers."""
+"""Logprobs of a prompt's tokens if logits are not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_row_that_is_not_finite_has_no_logprob(broken: float, place: int) -> N
     whole = torch.log_softmax(logits, -1)
     logits[1, place] = broken
     table = torch.log_softmax(logits, -1)
-    for ids in ([0, 3, 4], [0, 4, 4], [0, 99, 4]):  # the broken place, another one, and no id of the vocabulary
+    for ids in ([0, 3, 4], [0, 4, 4], [0, 99, 4]):  # the broken id, another one, and an id outside the vocabulary
         column = torch.tensor(ids)
         found = finite_or_nan(known_logprobs_at(table, column), table)
         assert found.isnan().tolist() == [False, True, False]

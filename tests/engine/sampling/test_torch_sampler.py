@@ -27,7 +27,7 @@ from tests.engine.sampling.sampling_reference import (
 
 CANDIDATES = gumbel.WIDTHS[0]
 LARGE = 3 * CANDIDATES + 5
-"""A vocabulary with more ids than are looked at first."""
+"""A vocabulary with more ids than the sampler looks at first."""
 
 ALL = Sampling(
     seed=0,
@@ -67,7 +67,7 @@ RULES = {
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and busy machines lose by them."""
+    """Threads do not help with small tensors, and slow a busy machine down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -85,7 +85,7 @@ def random_line(sampling: Sampling, vocab: int = 48, spread: float = 2.0, seed: 
 
 
 def draw_many(line: Line, draws: int = 20000, batch: int = 1000) -> np.ndarray:
-    """float64 [vocab]: how often each id comes up over as many seeds."""
+    """float64 [vocab]: the frequency of each id over as many seeds."""
     sampler, counts = sampler_for([line] * batch, range(batch)), np.zeros(len(line.logits))
     logits = torch.from_numpy(line.logits).expand(batch, -1)
     rows, positions = np.arange(batch, dtype=np.int32), np.full(batch, line.position)
@@ -124,7 +124,7 @@ def test_draws_follow_the_reference(name: str) -> None:
     ids=["candidates", "whole row", "large top-k", "large top-k, top-p", "top-k"],
 )
 def test_truncation_of_a_large_vocabulary(sampling: Sampling) -> None:
-    """Both routes, the candidates and the whole row, keep exactly the ids that the reference keeps."""
+    """Both ways, by candidates and by the whole row, keep exactly the ids that the reference keeps."""
     line = random_line(sampling, vocab=LARGE)
     expected, found = distribution(line), draw_many(line, draws=2000, batch=500)
     assert not found[expected == 0].any()
@@ -154,7 +154,7 @@ def heterogeneous() -> list[Line]:
 
 
 def test_a_row_does_not_see_the_others() -> None:
-    torch.set_num_threads(2)  # threads must not matter either
+    torch.set_num_threads(2)  # the number of threads makes no difference either
     lines = heterogeneous()
     together = choose(lines)
     order = np.random.default_rng(6).permutation(len(lines))
@@ -196,7 +196,7 @@ def test_greedy_takes_the_best_after_penalties() -> None:
 
 
 def test_equal_logits() -> None:
-    """Greedy takes the smallest id; top-k keeps all that equal its last one, however many."""
+    """Greedy takes the smallest id; top-k keeps all ids equal to its last one."""
     flat = np.zeros(LARGE, np.float32)
     assert int(choose([Line(flat, Sampling(seed=0))]).ids) == 0
     found = draw_many(Line(flat, Sampling(seed=0, temperature=1.0, top_k=2)), draws=400, batch=400)
@@ -256,7 +256,7 @@ def test_everything_banned_gives_id_zero() -> None:
 
 
 def test_ids_outside_the_vocabulary_are_ignored() -> None:
-    """An image's placeholder ids stand in the prompt, and a bias may name anything."""
+    """A prompt has placeholder ids of images, and a bias may name any id."""
     sampling = Sampling(seed=0, presence_penalty=50.0, penalize_prompt=True, **bias({48: 9.0, -1: 9.0, 2**31 - 1: 9.0}))
     line = random_line(sampling)
     line.masked = (48, 1000)
@@ -294,7 +294,7 @@ def test_alternatives() -> None:
 
 
 def test_a_resumed_sequence_goes_on_the_same() -> None:
-    """After an interruption the same ids stand in another row, beside other sequences."""
+    """After an interruption the same ids are in another row, beside other sequences."""
     line = random_line(replace(ALL, penalize_prompt=False), LARGE)
     first = choose([line])
     again = choose([random_line(RULES["hot"], LARGE), line], rows=[4, 2])
@@ -329,7 +329,7 @@ HEATS = {
 @pytest.mark.parametrize("vocab", [48, LARGE])
 @pytest.mark.parametrize("heat", HEATS)
 def test_only_allowed_ids_are_sampled_under_every_rule(heat: str, vocab: int) -> None:
-    """As a bias of 1000 it let others through: 40 of 40 at temperature 1000, and with a repetition penalty of 100."""
+    """A bias of 1000 is not enough: at temperature 1000, or with a repetition penalty of 100, 40 of 40 draws differ."""
     rules = Sampling(seed=0, **HEATS[heat], **only(9, 7, 40))
     rng = np.random.default_rng(1)
     logits = (rng.standard_normal(vocab) * 5).astype(np.float32)

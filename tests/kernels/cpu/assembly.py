@@ -1,4 +1,4 @@
-"""What a compiler made of a C file: functions, and the loops in them."""
+"""Reads a compiler's output for a C file: functions, and the loops in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random rows of ggml blocks: every bit pattern of the codes, and scales of a weight's size."""
+"""Random rows of ggml blocks: every bit pattern of the codes, and realistic scales."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCALES_AT = {
     Kind.IQ4_XS: (0,),
     Kind.MXFP4: (),
 }
-"""Where a block's float16 numbers stand."""
+"""Offsets of a block's float16 numbers."""
 
 
 def random_blocks(kind: Kind, n: int, k: int, seed: int = 0) -> BlockRows:

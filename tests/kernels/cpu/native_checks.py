@@ -1,4 +1,4 @@
-"""Builds the checks of the CPU kernels, which are in C: they run without Python, so under an emulator, too."""
+"""Builds the checks of the CPU kernels. They are in C and run without Python, so also under an emulator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def build(to: Path, compiler: str, *flags: str) -> Path:
 
 
 def run(command: list[str]) -> tuple[list[str], list[str]]:
-    """The levels that the processor has, and those that were checked. AssertionError with what failed."""
+    """The levels that the processor has, and the checked ones. AssertionError names what failed."""
     # A stack made by the sanitizer is not aligned as GCC's code for 64-byte vectors expects (GCC bug 110027).
     environment = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)

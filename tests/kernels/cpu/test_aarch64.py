@@ -1,4 +1,4 @@
-"""The CPU kernels for aarch64, made by a cross compiler and run by QEMU, at every level of instructions."""
+"""The CPU kernels for aarch64, built by a cross compiler and run by QEMU, at every level of instructions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def assembly(tmp_path_factory: pytest.TempPathFactory):
 
 
 def loops_with(function: str, instruction: str, least: int) -> list[list[str]]:
-    """Innermost loops with at least so many instructions whose names match."""
+    """Innermost loops with at least this many instructions whose names match."""
     wanted = re.compile(rf"(?:{instruction})\s")
     return [loop for loop in innermost_loops(function) if sum(bool(wanted.match(line)) for line in loop) >= least]
 
@@ -83,7 +83,7 @@ def test_integer_loops_keep_their_sums_in_registers(assembly, level, instruction
     functions = assembly(level)
     for name in ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "IQ4_XS", "MXFP4", "ROWS_INT8", "GROUPS_INT4"):
         check_loops(functions[f"chunk_{name}"], instruction, 16)
-    for name in ("Q2_K", "Q6_K"):  # half a block has a scale: its products may be no loop
+    for name in ("Q2_K", "Q6_K"):  # half a block has a scale: its products may have no loop
         assert len(re.findall(rf"^\t{instruction}\s", functions[f"chunk_{name}"], flags=re.M)) >= 32
 
 

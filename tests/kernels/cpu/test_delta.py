@@ -1,4 +1,4 @@
-"""The gated delta rule in C against the reference, and that a token's result does not depend on how work is cut."""
+"""The gated delta rule in C against the reference; a token's result does not depend on the split of the work."""
 
 from __future__ import annotations
 

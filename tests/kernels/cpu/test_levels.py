@@ -1,4 +1,4 @@
-"""Levels of instructions: which one is used, and what the compiler made of the AVX2 kernels."""
+"""Levels of instructions: the choice of one, and the compiled code of the AVX2 kernels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LOOPS = (
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Functions of the AVX2 level, as the compiler of this machine makes them with the flags of the package."""
+    """Functions of the AVX2 level, compiled on this machine with the package's flags."""
     compiler = shutil.which("gcc")
     if compiler is None or platform.machine() != "x86_64":
         pytest.skip("gcc for x86-64 is needed")
@@ -81,7 +81,7 @@ def test_avx2_functions_use_whole_registers(assembly):
 
 
 def products_and_spills(function: str) -> list[tuple[int, int]]:
-    """Of each inner loop that multiplies: its products, and the vectors that it reads back from the stack."""
+    """For each inner loop that multiplies: its products, and the vectors that it reads back from the stack."""
     counts = []
     for loop in innermost_loops(function):
         products = sum("madd" in line for line in loop)

@@ -1,4 +1,4 @@
-"""The checks of native/ on this machine's own processor, at all its levels, under the sanitizers."""
+"""The checks of native/ on this machine's processor, at all its levels, under the sanitizers."""
 
 from __future__ import annotations
 

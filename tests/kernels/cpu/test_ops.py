@@ -1,4 +1,4 @@
-"""The C extension against the reference ops on random data, and its promise that a row is bitwise its own."""
+"""The C extension against the reference ops on random data; a row's bits do not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(CPU is None, reason="the C extension is not buil
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-"""Largest difference allowed between results of size about 1: bfloat16 results are rounded once on both sides."""
+"""Largest allowed difference between results of size about 1: bfloat16 results are rounded once on both sides."""
 
 
 @pytest.fixture(autouse=True, params=[("", 1), *((name, 2) for name in (runtime.levels() if CPU else []))], ids=str)
@@ -95,7 +95,7 @@ def large_and_small(n: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_over_all_heads(dtype):
-    """A token's result does not depend on the others, and the sums may be of more heads than these."""
+    """A token's result does not depend on the others, and the sums may cover more heads than these."""
     layout = HeadLayout(heads=6, kv_heads=2, head_dim=32, scale=1.0)
     step = RandomStep([(3, 3), (70, 90)], layout, dtype)
     sums = CPU.head_squares(step.qkv, layout)
@@ -127,7 +127,7 @@ def test_activations(dtype, n, activation):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_clamped_swiglu(dtype):
-    """Both halves are limited; what is no number stays none."""
+    """Both halves are limited; NaN stays NaN."""
     x = large_and_small(100).to(dtype)
     x[0, 150], x[0, 151] = 200.0, -200.0
     close(CPU.gated(x, "swiglu_oai"), REFERENCE.gated(x, "swiglu_oai"), dtype)
@@ -140,7 +140,7 @@ def test_clamped_swiglu(dtype):
 
 @pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 def test_route(experts, how):
-    logits = torch.randn(700, experts).argsort(-1) * 0.05  # nothing is nearly equal
+    logits = torch.randn(700, experts).argsort(-1) * 0.05  # no two values are nearly equal
     weights, numbers = CPU.route(logits, how)
     expected, who = REFERENCE.route(logits, how)
     assert torch.equal(numbers, who)
@@ -163,7 +163,7 @@ def test_equal_weights_go_to_the_smaller_number(sigmoid):
 )
 @pytest.mark.parametrize("activation", ["silu", "swiglu_oai"])
 def test_experts(dtype, experts, top_k, k, n, activation):
-    """Near the float32 reference, and bitwise the same for a token alone or among others."""
+    """Near the float32 reference; bitwise the same for a token alone and among others."""
     gate_up = (torch.randn(experts, 2 * n, k) * k**-0.5).to(dtype)
     down = (torch.randn(experts, k, n) * n**-0.5).to(dtype)
     biases = ExpertBiases()
@@ -318,7 +318,7 @@ def test_attention_in_both_directions_does_not_depend_on_companions(dtype, layou
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_product_for_each_head(dtype):
-    """Near the reference, of views too, and bitwise the same for a token alone or among others."""
+    """Near the reference, also for views; bitwise the same for a token alone and among others."""
     weight, x = torch.randn(6, 40, 24).to(dtype), torch.randn(70, 6, 36).to(dtype)[..., 8:32]
     packed = CPU.prepare_heads(weight)
     whole = CPU.linear_heads(x, packed)
@@ -337,7 +337,7 @@ def of_one_projection(pictures: int, length: int, heads: int, dim: int, dtype: t
     [(2, 145, 4, 64), (3, 33, 2, 16), (1, 200, 3, 80), (2, 70, 2, 104), (1, 64, 1, 256), (5, 1, 2, 8), (1, 9, 1, 520)],
 )
 def test_full_attention(dtype, pictures, length, heads, dim):
-    """Near the float32 reference, and bitwise the same for a picture alone or among others."""
+    """Near the float32 reference; bitwise the same for an image alone and among others."""
     q, k, v = of_one_projection(pictures, length, heads, dim, dtype)
     whole = CPU.full_attention(q, k, v)
     close(whole, REFERENCE.full_attention(q.float(), k.float(), v.float()).to(dtype), dtype)
@@ -348,7 +348,7 @@ def test_full_attention(dtype, pictures, length, heads, dim):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_full_attention_of_shared_queries(dtype):
-    """A resampler's: fewer queries than keys, one set for all pictures, keys and values not from one projection."""
+    """As a resampler's: fewer queries than keys, one set for all images, keys and values from two projections."""
     q = torch.randn(1, 37, 2, 128).to(dtype).expand(3, -1, -1, -1)
     k, v = torch.randn(3, 100, 2, 128).to(dtype), torch.randn(3, 100, 4, 128).to(dtype)[:, :, 1:3]
     got = CPU.full_attention(q, k, v)
@@ -375,7 +375,7 @@ def test_attention_over_eight_bits(dtype, stored, layout):
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 24])
 def test_keys_and_values_are_rounded_to_eight_bits(dtype, stored, head_dim):
-    """Bit for bit as the reference rounds them, but where a rotated key itself differs in its last bit."""
+    """Rounded bit for bit as in the reference, unless a rotated key itself differs in its last bit."""
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=head_dim, scale=1.0)
     step = RandomStep([(300, 350), (1, 7)], layout, dtype)
     step.qkv[5] *= 1e-6

@@ -1,4 +1,4 @@
-"""Products of quantised weights on a CPU, at every level of instructions that it has."""
+"""Products of quantised weights on a CPU, at every level of instructions of this processor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def prepare(weight, bias=None):
 
 
 def check_product(x: Tensor, prepared, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Exact but for the rounding of float32 sums."""
+    """Exact except for the rounding of float32 sums."""
     got = CPU.linear_float(x, prepared)
     expected = x.double() @ weight.double().T
     expected = expected if bias is None else expected + bias.double()
@@ -110,7 +110,7 @@ def test_a_scale_per_output(k):
 
 
 def in_groups(n: int, k: int, group: int, dtype: torch.dtype) -> ScaledWeight:
-    """Random values of all magnitudes, subnormal ones too, each group of inputs with a scale of its own."""
+    """Random values of all magnitudes, also subnormal ones; each group of inputs has its own scale."""
     made = torch.Generator().manual_seed(n + k)
     scales = torch.rand((n, -(-k // group) if group else 1), generator=made) * 0.1
     if dtype == torch.int8:
@@ -129,7 +129,7 @@ def test_int8_in_groups(group):
 
 @pytest.mark.parametrize(("n", "k", "group"), [(50, 256, 128), (33, 300, 128), (70, 200, 0), (40, 96, 16), (5, 33, 4)])
 def test_float8(n, k, group, level):
-    """As products of the expanded weight: exactly where products are of float32, in bfloat16 as one of that."""
+    """As products of the expanded weight: exactly in float32, and in bfloat16 as a bfloat16 product."""
     weight, bias = in_groups(n, k, group, torch.float8_e4m3fn), torch.randn(n)
     prepared = prepare(weight, bias)
     assert isinstance(prepared, overlay.QuantisedLinear)
@@ -230,7 +230,7 @@ def test_zeros_give_the_bias():
     "kinds", [(Kind.Q4_K, Kind.Q4_K, Kind.Q6_K), (Kind.Q4_0, Kind.Q8_0, Kind.Q5_1), (Kind.MXFP4,) * 3], ids=str
 )
 def test_experts_in_blocks(kinds):
-    """As experts of the expanded weights in float32, and bitwise the same for a token alone or among others."""
+    """As experts of the expanded weights in float32; bitwise the same for a token alone and among others."""
     experts, n, k = 6, 256, 512
     gate, up, down = (
         [random_blocks(kind, *shape, seed=10 * expert) for expert in range(experts)]

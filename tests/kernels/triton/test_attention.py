@@ -1,4 +1,4 @@
-"""Attention in Triton against the float32 reference on random data: on a GPU where there is one, else interpreted."""
+"""Attention in Triton against the float32 reference on random data: on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYOUTS = [
     HeadLayout(heads=8, kv_heads=1, head_dim=512, scale=0.04),
 ]
 FEW_LAYOUTS = [LAYOUTS[0], LAYOUTS[2], LAYOUTS[3], LAYOUTS[4], LAYOUTS[9], LAYOUTS[11]]
-"""For every other kind of tensors: compiling takes longer than running."""
+"""For all other kinds of tensors: compiling takes longer than running."""
 SMALL = 16
 """Head dimension up to which the interpreter is fast enough for all kinds of steps."""
 EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
@@ -51,7 +51,7 @@ def skip_slow(layout: HeadLayout, dtype: torch.dtype, kind: str) -> None:
 
 
 def without_the_unused(step: RandomStep, kv: LayerKV) -> LayerKV:
-    """A copy whose slots that belong to no sequence hold NaN (the scales of integers do), which must not be read."""
+    """A copy in which slots of no sequence hold NaN (for integers their scales do), which must not be read."""
     used = torch.zeros(len(kv.keys), dtype=torch.bool)
     for row, context in zip(step.batch.rows.tolist(), step.batch.context.tolist(), strict=True):
         used[step.table[row, :context].long()] = True
@@ -68,7 +68,7 @@ def no_fallback(*_: object) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def only_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a family uses takes the kernels."""
+    """No call falls back to the reference: the kernels take all that a family uses."""
     from lightllm_mp.kernels.triton.attention import attention
 
     class Table:
@@ -105,7 +105,7 @@ def test_what_lies_behind_windows_is_not_read(sizes):
 @pytest.mark.parametrize("layout", FEW_LAYOUTS, ids=str)
 @pytest.mark.parametrize("kind", STEPS)
 def test_attention_over_8_bits(stored, dtype, layout, kind):
-    """Against the reference over the same 8 bits: what is left is the rounding of float32 sums."""
+    """Against the reference over the same 8 bits: only the rounding of float32 sums differs."""
     skip_slow(layout, dtype, kind)
     if not CUDA and kind != "mixed":
         pytest.skip("the interpreter is slow")
@@ -120,7 +120,7 @@ def test_attention_over_8_bits(stored, dtype, layout, kind):
 @pytest.mark.parametrize("stored", [None, *EIGHT_BITS], ids=str)
 @pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[2], LAYOUTS[3]], ids=str)
 def test_sinks(layout, stored):
-    """Contexts that several programs share count a sink once; sinks far above and below all scores are exact too."""
+    """Contexts shared by several programs count a sink once; sinks far above and below all scores are exact too."""
     layout = replace(layout, sinks=torch.tensor([-200.0, 0.5, 3.0, 200.0])[: layout.heads])
     step = RandomStep(STEPS["mixed"], layout, torch.float32)
     kv = step.kv if stored is None else step.stored_as(stored)
@@ -146,7 +146,7 @@ def test_scales_that_are_neither_together_nor_in_planes():
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("magnitude", [2.0**-30, 2.0**30])
 def test_queries_beyond_float16(stored, magnitude):
-    """Decode's products over 8 bits are of float16, in whose range queries are brought, by a power of two."""
+    """Decode's products over 8 bits use float16; a power of two brings queries into its range."""
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25)
     step = RandomStep([(1, 100)], layout, torch.bfloat16)
     kv = kv_on_device(step.stored_as(stored))
@@ -158,8 +158,8 @@ def test_queries_beyond_float16(stored, magnitude):
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize(("magnitude", "sink"), [(0.01, 1.0), (1e4, 1.0), (1.0, 1e-7), (1e4, 0.0), (1.0, 1e6)])
 def test_values_beyond_float16(stored, magnitude, sink):
-    """Decode rounds weights to float16 with their values' scales, which are of any magnitude: those of all tokens, and
-    of one that most attention goes to."""
+    """Decode rounds weights to float16 with their values' scales, which have any magnitude: those of all tokens, and of
+    one token that gets most attention."""
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=16, scale=0.25)
     step = RandomStep([(1, 100)], layout, torch.bfloat16)
     first = step.table[1, 0]
@@ -185,7 +185,7 @@ def test_order_of_sequences_does_not_matter(new, first):
 @pytest.mark.parametrize("start", [0, 1, 3])
 @pytest.mark.parametrize("sequences", [1, 3, 300 if CUDA else 20])
 def test_shares_cover_every_block_once(sequences, start):
-    """Every unit of the line of contexts belongs to one program, which starts at the sequence that owns its first."""
+    """Every unit of the joined contexts belongs to one program, which starts at the sequence of its first unit."""
     layout = HeadLayout(heads=2, kv_heads=2, head_dim=64, scale=1.0)
     table = torch.zeros((sequences, 400), dtype=torch.int32, device=DEVICE)
     contexts = torch.randint(1, 400, (sequences,)).tolist()
@@ -207,7 +207,7 @@ def test_shares_cover_every_block_once(sequences, start):
 
 
 def test_lengths_may_change_in_place():
-    """A step's tensors may be filled anew: a new batch of them sees the new numbers, in all its layers."""
+    """A step's tensors may get new numbers: a new batch of them uses these, in all its layers."""
     layout = HeadLayout(heads=4, kv_heads=2, head_dim=64, scale=0.125)
     step = RandomStep([(1, 350), (1, 20)], layout, torch.float32)
     batch, first, second = on_device(step.batch), step.keys.to(DEVICE), step.keys.to(DEVICE) + 1
@@ -222,7 +222,7 @@ def test_lengths_may_change_in_place():
 
 
 def test_a_step_is_scheduled_once_for_layers_of_a_kind():
-    """Windows and heads make kinds; the schedule belongs to the batch, and two batches have nothing in common."""
+    """Windows and heads make kinds of layers; the schedule belongs to the batch, and two batches share nothing."""
     wide, narrow = LAYOUTS[0], replace(LAYOUTS[0], window=20)
     step = RandomStep([(1, 90), (20, 30), (1, 5)], wide, torch.float32)
     kv, batch = kv_on_device(step.kv), on_device(step.batch)
@@ -259,7 +259,7 @@ def test_nothing_waits_for_the_device(layout, stored):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", [LAYOUTS[9], LAYOUTS[10], LAYOUTS[11]], ids=str)
 def test_one_graph_serves_all_lengths(dtype, layout, stored):
-    """A captured decode step of two layers, replayed with lengths it has not seen: the same bits as without a graph."""
+    """A captured decode step of two layers, replayed with new lengths, gives the same bits as without a graph."""
     most = [390, 1, 100, 64]
     step = RandomStep([(1, length) for length in most], layout, dtype)
     batch, q = on_device(step.batch), step.q.cuda()

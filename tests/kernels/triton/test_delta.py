@@ -70,7 +70,7 @@ def test_single_tokens_have_no_chunks():
 
 
 def test_the_same_key_again_and_again():
-    """Powers of the matrix of a chunk would grow beyond all bounds; its inverse does not."""
+    """Powers of a chunk's matrix would grow without bound; its inverse does not."""
     step = DeltaStep([CHUNK], LAYOUTS[0], torch.float32, device=DEVICE)
     step.projected[:] = step.projected[0]
     step.ba[:] = step.ba.new_tensor([6.0] * 2 + [-9.0] * 2)

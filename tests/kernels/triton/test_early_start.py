@@ -1,4 +1,4 @@
-"""Kernels that start before the one in front of them has ended read nothing too soon."""
+"""Kernels that start before the previous one has ended read nothing too early."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUT = HeadLayout(heads=16, kv_heads=4, head_dim=64, scale=0.125)
 
 
 class Chain:
-    """The ops of a decoder's layers, one behind the other, over random weights."""
+    """The ops of a decoder's layers in a row, over random weights."""
 
     def __init__(self, sequences: int) -> None:
         step = RandomStep([(1, 40 + 3 * i) for i in range(sequences)], LAYOUT, torch.bfloat16)

@@ -49,10 +49,10 @@ def block_weight(*shape: int, shared: bool = True) -> ScaledWeight:
     """fp8 [..., n, k] with a scale for every block of 128 x 128, or for each output and group."""
     *_, n, k = shape
     each = GROUP if shared else 1
-    scales = torch.rand(*shape[:-2], -(-n // each), k // GROUP).add(0.2) * k**-0.5 / 40
+    scales = torch.rand(*shape[:-2], -(-n // each), k // GROUP, device=DEVICE).add(0.2) * k**-0.5 / 40
     scales = scales.repeat_interleave(each, -2)[..., :n, :]
-    values = (torch.randn(shape) * 60).clamp(-448, 448).to(torch.float8_e4m3fn)
-    return ScaledWeight(values.to(DEVICE), scales.to(DEVICE), GROUP)
+    values = torch.randn(shape, device=DEVICE).mul_(60).clamp_(-448, 448).to(torch.float8_e4m3fn)
+    return ScaledWeight(values, scales, GROUP)
 
 
 def activations(rows: int, k: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Launches by names: each gets to the kernel's own place, and a wrong one is found without a GPU."""
+"""Launches by names: each argument reaches the kernel's parameter, and a wrong name is found without a GPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_kernel_without_tensors() -> None:
 
 
 class Compiled:
-    """Stands for a jitted function and for what is compiled of it; both note their arguments."""
+    """Stands for a jitted function and its compiled kernel; both note their arguments."""
 
     function, packed_metadata = "function", "metadata"
 
@@ -77,7 +77,7 @@ class Compiled:
 
 @pytest.mark.parametrize("early", [False, True])
 def test_what_is_compiled_is_launched_again(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
-    """Once for each set of constants and types; addresses that are not aligned go Triton's way each time."""
+    """Compiles once for each set of constants and types; unaligned addresses take Triton's path each time."""
     stream = SimpleNamespace(active=SimpleNamespace(get_current_stream=lambda index: "stream"))
     monkeypatch.setattr(launch.triton.runtime, "driver", stream)
     monkeypatch.setattr(launch, "can_wait", lambda device: early)
@@ -106,7 +106,7 @@ def test_what_is_compiled_is_launched_again(monkeypatch: pytest.MonkeyPatch, ear
 
 
 def named() -> list[tuple[str, ast.Call]]:
-    """Every call of a kernel's `arguments` in the package, with the module it is in."""
+    """Every call of a kernel's `arguments` in the package, with its module."""
     found = []
     for file in sorted(FOLDER.rglob("*.py")):
         module = ".".join((package.__name__, *file.relative_to(FOLDER).with_suffix("").parts))
@@ -117,7 +117,7 @@ def named() -> list[tuple[str, ast.Call]]:
 
 
 def test_every_launch_names_the_parameters_of_its_kernel() -> None:
-    """Those that no test on this machine gets to, too. They stand in the kernel's order."""
+    """Also for launches that no test on this machine reaches. Arguments stand in the kernel's order."""
     called = set()
     for module, call in named():
         assert isinstance(call.func, ast.Attribute)

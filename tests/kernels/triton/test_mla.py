@@ -39,7 +39,7 @@ def test_latent_attention(dtype, layout, kind):
 
 
 def test_keys_are_written_once():
-    """The value is a part of the key: writing it again would be wrong where it is not given."""
+    """The value is a part of the key: it must not be written again if it is not given."""
     layout = latent(4, 16, 8)
     step = RandomStep([(1, 30), (5, 9)], layout, torch.float32)
     kv, batch = kv_on_device(step.kv), on_device(step.batch)
@@ -54,7 +54,7 @@ def test_keys_are_written_once():
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("layout", [LAYOUTS[1], *LARGE], ids=str)
 def test_a_graph_of_latent_attention(layout):
-    """Captured with one set of lengths, replayed with another, and nothing waits for the device meanwhile."""
+    """Captured with one set of lengths and replayed with another; nothing waits for the device."""
     most = [390, 7, 100, 64]
     step = RandomStep([(1, length) for length in most], layout, torch.bfloat16)
     q, kv, batch = step.q.cuda(), kv_on_device(step.kv), on_device(step.batch)

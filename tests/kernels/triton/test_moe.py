@@ -1,4 +1,4 @@
-"""Routing and experts in Triton against float32 reference ops: on a GPU where there is one, else interpreted."""
+"""Routing and experts in Triton against float32 reference ops: on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightllm_mp.kernels.reference.quantised import expanded
 from lightllm_mp.kernels.table import ExpertBiases, Routing
 from lightllm_mp.kernels.triton.moe import moe, routing, tuned_moe  # after the choice of the interpreter
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks
 from tests.kernels.cpu.ggml_blocks import Kind, random_blocks
 from tests.kernels.routings import NAMES, ROUTINGS
 from tests.kernels.triton.triton_case import CUDA, DEVICE, DTYPES, close
@@ -26,7 +27,7 @@ NEW_EMPTY = torch.Tensor.new_empty
 @pytest.mark.parametrize(("experts", "how"), ROUTINGS, ids=NAMES)
 @pytest.mark.parametrize("tokens", [1, 3000 if CUDA else 3])
 def test_route(experts, how, tokens):
-    logits = torch.randn(tokens, experts).argsort(-1) * 0.05  # nothing is nearly equal
+    logits = torch.randn(tokens, experts).argsort(-1) * 0.05  # no two values are nearly equal
     on_device = None if how.correction is None else how.correction.to(DEVICE)
     weights, numbers = routing.route(logits.to(DEVICE), replace(how, correction=on_device))
     expected, who = REFERENCE.route(logits, how)
@@ -63,7 +64,7 @@ def test_tiles_hold_every_assignment_once(tokens, top_k, experts, rows):
 
 
 def layer(experts: int, k: int, n: int, dtype: torch.dtype, device: str = DEVICE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Made where they are used: those of real models are too large to make on a CPU."""
+    """Made on the device: those of real models are too large for a CPU."""
     gate_up = torch.randn(experts, 2 * n, k, device=device, dtype=dtype).mul_(k**-0.5)
     return gate_up, torch.randn(experts, k, n, device=device, dtype=dtype).mul_(n**-0.5)
 
@@ -133,7 +134,7 @@ def plain(weights: tuple[BlockWeight, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 2, 96, 64), (2, 1, 128, 160)], ids=str)
 @pytest.mark.parametrize("tokens", [1, 20, 60])
 def test_experts_in_mxfp4(dtype, shape, tokens):
-    """They are not expanded; widths need not be multiples of a step. More tokens take other blocks."""
+    """The experts are not expanded; widths need not be multiples of a step. More tokens take other blocks."""
     if not CUDA and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies bfloat16 wrongly")
     experts, top_k, k, n = shape
@@ -174,7 +175,7 @@ def unwritten(x: torch.Tensor, *shape: Any, **more: Any) -> torch.Tensor:
 @pytest.mark.parametrize(("tokens", "dtype"), [(1, torch.float16), (2, torch.float32), (40, torch.float32)], ids=str)
 @pytest.mark.parametrize(("first", "end"), [(0, 2), (2, 5), (5, 6)])
 def test_experts_of_other_ranks_add_nothing(tokens, dtype, first, end, monkeypatch):
-    """Memory that no tile is for holds NaN here, and the parts of all ranks add up to the whole."""
+    """Memory without a tile holds NaN here, and the parts of all ranks add up to the whole."""
     gate_up, down = layer(6, 24, 16, dtype)
     x, weights, numbers = step(tokens, 24, 6, 3, dtype)
     prepared = moe.prepare_experts(gate_up[first:end], down[first:end])
@@ -204,7 +205,7 @@ BLOCKS = sorted({(n, blocks) for table in TABLES for n, lines in table.items() f
 
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
 def test_every_tuned_block(blocks, monkeypatch):
-    """Whatever the shapes of the other tests choose, each set of blocks computes the same."""
+    """Each set of blocks computes the same, also those that the shapes of other tests do not choose."""
     size, chosen = blocks
     if not CUDA and chosen.rows > 64:
         pytest.skip("slow in the interpreter")
@@ -276,7 +277,7 @@ def test_repeatable_and_without_waiting(tokens):
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("tokens", [1, 2, 16, 64])
 def test_one_graph_serves_all_choices(tokens):
-    """Captured once, replayed with logits that spread tokens over experts otherwise, all to the same ones included."""
+    """Captured once, replayed with logits that route tokens differently, also all to the same experts."""
     experts, top_k, k, n = 32, 4, 512, 256
     gate_up, down = layer(experts, k, n, torch.bfloat16)
     prepared, wide = moe.prepare_experts(gate_up, down), REFERENCE.prepare_experts(gate_up.float(), down.float())
@@ -332,3 +333,26 @@ def test_scaled_experts(group, kind, tokens, dtype):
     got = moe.experts(x, prepared, weights, numbers, "silu")
     wide = REFERENCE.prepare_experts(expanded(gate_up, torch.float32), expanded(down, torch.float32))
     close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "silu").cpu())
+
+
+PACKED_BLOCKS = [(1, AloneBlocks(16, 128, 1)), (3, AloneBlocks(64, 4096, 4))]
+if CUDA:
+    PACKED_BLOCKS += [(2, AloneBlocks(1, 256, 1)), (1, AloneBlocks(4, 2048, 8)), (4, AloneBlocks(8, 1024, 2))]
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), PACKED_BLOCKS, ids=str)
+def test_mxfp4_token_by_token(tokens: int, blocks: AloneBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and large activations alike; widths that are no multiple of a step; one expert is of another rank."""
+    for name in ("PACKED_ALONE_GATE_UP", "PACKED_ALONE_DOWN"):
+        monkeypatch.setattr(tuned_moe, name, blocks)
+    monkeypatch.setattr(tuned_moe, "PACKED_ALONE_TOKENS", tokens)
+    experts, top_k, k, n, dtype = 3, 2, 160, 64, torch.bfloat16 if CUDA else torch.float16
+    gate_up, down = mxfp4(experts, 2 * n, k), mxfp4(experts, k, n)
+    biases = ExpertBiases(*(torch.randn(experts, size, device=DEVICE).to(dtype) for size in (2 * n, k)))
+    prepared = moe.prepare_experts(gate_up, down, biases)
+    x, weights, numbers = step(tokens, k, experts, top_k, dtype)
+    x *= torch.logspace(-3, 0.5, tokens, device=DEVICE)[:, None].to(dtype)
+    numbers[0, 1] = experts
+    wide = REFERENCE.prepare_experts(plain(gate_up), plain(down), biases)
+    got = moe.experts(x, prepared, weights, numbers, "swiglu_oai")
+    close(got, REFERENCE.experts(x.float(), wide, weights, numbers, "swiglu_oai").cpu())

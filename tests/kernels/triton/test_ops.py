@@ -1,4 +1,4 @@
-"""The Triton ops against float32 reference ops on random data: on a GPU where there is one, else interpreted."""
+"""The Triton ops against float32 reference ops on random data: on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 

@@ -73,8 +73,7 @@ def test_norms_over_all_heads(dtype, shape):
 
 
 def same_bits(mine: torch.Tensor, theirs: torch.Tensor, share: float = 0.0) -> None:
-    """But for at most a share of the elements, which are neighbours. The interpreter rounds to fp8 wrongly here and
-    there."""
+    """Equal except for a share of neighbours: the interpreter rounds some values to fp8 wrongly."""
     mine = mine.cpu()
     if theirs.dtype == torch.float8_e4m3fn and not CUDA:
         assert ((mine.float() - theirs.float()).abs() > 0.13 * theirs.float().abs() + 0.004).float().mean() < 1e-3
@@ -128,7 +127,7 @@ def test_values_are_normalised(shape):
 
 @pytest.mark.parametrize("shape", FEW_SHAPES, ids=str)
 def test_queries_alone(shape):
-    """A layer that reads the keys and values of another one: the same queries, and nothing is written."""
+    """A layer that reads another layer's keys and values: the same queries, and nothing is written."""
     *heads, rotated = shape
     layout, rotation = layout_of(*heads, value_norm=True), rotation_of(rotated)
     step = RandomStep([(1, 7), (2, 50)], layout, torch.float32)
@@ -167,7 +166,7 @@ def test_rotary_kv_write_in_8_bits(stored, shape, norm):
 @pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kv_write_in_8_bits(dtype, stored):
-    """Every bit, and so rounding to nearest, ties to even; zeros and numbers beyond float16's normal ones too."""
+    """Equal in every bit, so rounding is to nearest, ties to even; also for zeros and float16's subnormal numbers."""
     layout = layout_of(2, 3, 24)
     step = RandomStep([(1, 7), (6, 50)], layout, dtype)
     keys, values = random(7, 3, 24, dtype=dtype), random(7, 3, 24, dtype=dtype)
@@ -187,7 +186,7 @@ def test_kv_write_in_8_bits(dtype, stored):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("heads", "dim", "rotated"), [(16, 64, 64), (1, 64, 64), (3, 24, 16), (5, 10, 10), (2, 8, 0)])
 def test_rotate(dtype, interleaved, heads, dim, rotated):
-    """Of a part of each head."""
+    """Rotates a part of each head."""
     layout = layout_of(heads, 1, dim, interleaved=interleaved)
     step = RandomStep([(1, 7), (3, 50)], layout, dtype)
     rotation, both = rotation_of(rotated), random(4, heads, dim + 6, dtype=dtype)

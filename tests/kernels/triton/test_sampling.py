@@ -1,5 +1,4 @@
-"""The sampler for GPUs against the one for CPUs and a float64 reference: on a GPU where there is one, else
-interpreted."""
+"""The sampler for GPUs against the one for CPUs and a float64 reference: on a GPU if there is one, else interpreted."""
 
 from __future__ import annotations
 
@@ -128,7 +127,7 @@ def same(got: Choice, expected: Choice) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, more groups than are looked at first, and whole rows in several blocks, in a small vocabulary."""
+    """Several chunks, more groups than the first look takes, whole rows in several blocks, in a small vocabulary."""
     monkeypatch.setattr(sampler, "CHUNK", 128)
     monkeypatch.setattr(truncation, "FEW", 4)
     monkeypatch.setattr(truncation, "BLOCK", 128)
@@ -147,7 +146,7 @@ def _noise(rules, positions, out):
 
 
 def test_noise() -> None:
-    """Far apart words differ by far more than rounding: the integer part is right where the floats agree."""
+    """Different noise words differ by far more than rounding: if the floats agree, the integers do."""
     seeds, positions = np.array([0, 3, -(2**63), 2**63 - 1]), np.array([0, 1, 5, 2**31 - 1])
     rules = np.zeros(4, RULE)
     rules["seed"] = seeds
@@ -162,7 +161,7 @@ def test_noise() -> None:
 @pytest.mark.parametrize("vocab", [100, 300])
 @pytest.mark.usefixtures("small_blocks")
 def test_every_rule_chooses_as_the_cpu_does(vocab: int) -> None:
-    """With 100 ids all groups are looked at; with 300 the flat rows need a second look."""
+    """With 100 ids the first look takes all groups; with 300 flat rows need a second look."""
     lines = [
         random_line(rules, vocab, spread, seed)
         for seed, rules in enumerate(RULES.values())
@@ -174,7 +173,7 @@ def test_every_rule_chooses_as_the_cpu_does(vocab: int) -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("top_k", [3, 150])
 def test_top_p_is_of_what_top_k_leaves(top_k: int) -> None:
-    """Among few ids, and by going over the row."""
+    """Among a few ids, and over the whole row."""
     rules = replace(HOT, top_k=top_k, top_p=0.5)
     lines = [random_line(rules, 300, 0.3, seed) for seed in range(10)]
     same(on_device(lines), choose(lines))
@@ -206,7 +205,7 @@ def test_broken_logits_give_an_id_and_are_told(name: str) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_equal_logits() -> None:
-    """Greedy takes the smallest id, of zeros of either sign too; limits keep all that equal the last kept."""
+    """Greedy takes the smallest id, also among zeros of either sign; limits keep all ids equal to the last kept one."""
     flat, signs = np.zeros(300, np.float32), np.where(np.arange(300) < 200, -0.0, 0.0)
     steps = np.round(np.random.default_rng(3).standard_normal(300) * 2).astype(np.float32)
     rules = [RULES[name] for name in ("greedy", "temperature", "top_k", "top_p")]
@@ -224,8 +223,7 @@ def test_banned_ids() -> None:
 
 
 def test_ids_outside_the_vocabulary_are_ignored() -> None:
-    """An image's placeholder ids stand in the prompt, a bias may name anything, and ids that are named twice count
-    twice."""
+    """A prompt has placeholder ids of images, a bias may name any id, and ids that are named twice count twice."""
     rules = replace(ALL, temperature=0.0, presence_penalty=50.0, **bias({100: 9.0, -1: 9.0, 2**31 - 1: 9.0}))
     line = random_line(rules)
     line.masked, line.prompt = (100, 1000), [100, 2**31 - 1, -3, *line.prompt]
@@ -261,7 +259,7 @@ def test_alternatives() -> None:
 
 
 def test_rows_change_their_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over and over, so that biases are laid out anew; the last of two setups of a row counts."""
+    """Many setups, so that biases get new places; the last of two setups of a row counts."""
     monkeypatch.setattr("lightllm_mp.engine.sampling.cuda_sampler.FIRST_TAIL_WORDS", 16)
     bench, lines = Bench(4, 100), {}
     rng = np.random.default_rng(2)
@@ -289,7 +287,7 @@ def test_a_row_that_does_not_exist() -> None:
 
 @pytest.mark.parametrize("name", ["temperature", "all"] if CUDA else ["temperature"])
 def test_draws_follow_the_distribution(name: str) -> None:
-    """Chi-square over the likelier ids, the others taken together."""
+    """Chi-square over the more likely ids and the others together."""
     draws = 4000 if CUDA else 60
     line = random_line(RULES[name], vocab=24)
     expected = distribution(line) * draws
@@ -340,7 +338,7 @@ def test_nothing_waits_for_the_device() -> None:
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("heat", HEATS)
 def test_only_allowed_ids_are_sampled_under_every_rule(heat: str) -> None:
-    """Beside rows without a mask, which must not notice."""
+    """Beside rows without a mask, which must not change."""
     rules = Sampling(seed=0, **HEATS[heat], **only(9, 7, 240))
     lines = [random_line(replace(rules, seed=seed), 300, 5.0, seed) for seed in range(6)]
     lines = [changed(line, prompt=[9, 7, 240, 3], masked=(7,)) for line in lines]

@@ -1,6 +1,6 @@
-"""What the tests of Triton ops share: kernels run on a GPU where there is one, else in Triton's interpreter.
+"""Shared by the tests of Triton ops: kernels run on a GPU if there is one, else in Triton's interpreter.
 
-Importing this module skips the test module that does so where triton is missing or cannot interpret.
+Importing this module skips the importing test module if triton is missing or cannot interpret.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if not CUDA:
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Largest error allowed as norm(difference) / norm(expected): rounding of inputs is not in it, of results is."""
+"""Largest allowed norm(difference) / norm(expected): it covers the rounding of results, not of inputs."""
 
 STEPS = {
     "decode": [(1, 1), (1, 64), (1, 200), (1, 65), (1, 333)],
@@ -66,8 +66,8 @@ def on_device(batch: Batch) -> Batch:
 
 
 def kv_on_device(kv: LayerKV, *, together: bool = True) -> LayerKV:
-    """A copy with its own memory; values that are a view of the keys are so there too. `together`: each scale of a key
-    is followed by its value's, as a KVPool of a GPU has them."""
+    """A copy with its own memory; values that are a view of the keys stay one. `together`: each key's scale is followed
+    by its value's, as in a KVPool of a GPU."""
     keys, values = kv.keys.to(DEVICE, copy=True), kv.values.to(DEVICE, copy=True)
     if kv.values.data_ptr() == kv.keys.data_ptr():
         values = keys[..., : kv.values.shape[-1]]

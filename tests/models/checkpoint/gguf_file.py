@@ -1,6 +1,6 @@
 """Writes a model folder as a GGUF file, the way llama.cpp's convert_hf_to_gguf.py does: its keys, its order of rows.
 
-Names come from the `gguf` library's own tables, so that neither these nor the layouts are taken from what is tested.
+Names come from the `gguf` library's tables, so neither names nor layouts come from the tested code.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def write_gguf(
     through: Callable[[np.ndarray], np.ndarray] = np.asarray,
     old: bool = False,
 ) -> Tensors:
-    """The tensors written, before quantisation, by GGUF name. `folder`: a path, or a golden's name.
+    """Returns the written tensors before quantisation, by GGUF name. `folder`: a path, or a golden's name.
 
-    `extra` tensors are added in float32; `keys` are added under the architecture's name, or left out where they are
-    None, and `general` ones as they are. `tokens` have names. `through` changes what may be quantised. `old`: the
-    layout of the converter's versions of before 2025, where it was another.
+    `extra` tensors are added in float32; `keys` are added under the architecture's name, or left out if they are None,
+    and `general` ones unchanged. `tokens` have names. `through` changes tensors that may be quantised. `old`: the
+    layout of the converter's versions before 2025, if it differs.
     """
     folder = GOLDENS / folder
     config = json.loads((folder / "config.json").read_text())
@@ -91,7 +91,7 @@ def write_gguf(
 
 
 def _known(table: TensorNameMap, name: str) -> str:
-    """The library no longer knows the names that each expert of Mixtral had in 2023."""
+    """The library no longer knows Mixtral's names of single experts from 2023."""
     if match := EXPERT.match(name):
         layer, number, part = match.groups()
         kind = {"w1": "gate", "w2": "down", "w3": "up"}[part]
@@ -165,4 +165,4 @@ FAMILIES: dict[str, Rule] = {
     "minimax_m2": (A.MINIMAXM2, minimax_keys, layouts.corrected),
     "gpt_oss": (A.GPT_OSS, gpt_oss_keys, layouts.gpt_oss),
 }
-"""By `model_type`: architecture, its keys, and what becomes of the tensors before they are named."""
+"""By `model_type`: architecture, its keys, and the change of the tensors before they are named."""

@@ -1,4 +1,4 @@
-"""What llama.cpp's convert_hf_to_gguf.py writes of a configuration, by family: keys without the architecture's name."""
+"""Keys that llama.cpp's convert_hf_to_gguf.py writes, by family, without the architecture's name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def minicpm_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def moe_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Of Qwen2 and 3. Whether weights are renormalised is not written."""
+    """Of Qwen2 and 3. The file does not say whether weights are renormalised."""
     return {
         **common(config),
         "expert_feed_forward_length": config["moe_intermediate_size"],
@@ -76,7 +76,7 @@ def moe_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def gemma_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """All three; rope's base is that of the library where the file says none."""
+    """All three; without a key rope's base is the library's."""
     rope = {} if config["model_type"] == "gemma3_text" else {"rope.freq_base": None}
     return {
         **common(config),
@@ -124,7 +124,7 @@ def stablelm_keys(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def bigcode_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """The converter writes 4 times the hidden size for the width of the MLP, which the golden has not."""
+    """The converter writes 4 times the hidden size as the width of the MLP; the golden has another width."""
     return {**common(config), "attention.head_count_kv": 1}
 
 

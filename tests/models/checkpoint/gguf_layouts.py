@@ -1,6 +1,6 @@
-"""What llama.cpp's convert_hf_to_gguf.py does to tensors before it names them, by family.
+"""The changes of llama.cpp's convert_hf_to_gguf.py to tensors before it names them, by family.
 
-Each rule takes the tensors of a folder, its configuration, and whether the layout of old files is wanted.
+Each rule takes the tensors of a folder, its configuration, and whether to make the layout of old files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _tied(config: dict[str, Any]) -> bool:
 
 
 def llama(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """Queries and keys permuted, experts stacked, or each on its own in old files."""
+    """Queries and keys are permuted, experts stacked (in old files each stays alone)."""
     heads = config["num_attention_heads"]
     by = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
     found = {}
@@ -64,7 +64,7 @@ def moe(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
 
 
 def fused_moe(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """Gate and up apart, and rows of outputs."""
+    """Splits gate and up; rows are outputs."""
     found = {}
     for name, values in plain(tensors, config, old).items():
         if name.endswith("experts.gate_up_proj"):
@@ -83,7 +83,7 @@ def gemma(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
 
 
 def bloom(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """query_key_value has the query, key and value of one head after the other; all queries come first in the file."""
+    """query_key_value has query, key and value head by head; in the file all queries come first."""
     heads, found = config["n_head"], {}
     dim = config["hidden_size"] // heads
     order = [head * 3 * dim + part * dim + i for part in range(3) for head in range(heads) for i in range(dim)]
@@ -143,8 +143,8 @@ def corrected(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
 
 
 def deepseek(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """kv_b is split by head into keys, turned, and values; old files have it whole. Layers of multi-token prediction
-    are left out."""
+    """kv_b is split by head into keys (transposed) and values; old files have it whole. Layers of multi-token
+    prediction are left out."""
     found, nope = {}, config["qk_nope_head_dim"]
     behind = f"model.layers.{config['num_hidden_layers']}."
     kept = {name: values for name, values in tensors.items() if not name.startswith(behind)}
@@ -159,7 +159,7 @@ def deepseek(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
 
 
 def gpt_oss(tensors: Tensors, config: dict[str, Any], old: bool) -> Tensors:
-    """Experts with their outputs first; gate and up, which take turns in the folder, each on their own."""
+    """Experts with their outputs first; gate and up, interleaved in the folder, are split."""
     found = {}
     for name, values in tensors.items():
         if name.endswith("sinks"):
@@ -193,7 +193,7 @@ def rope_tensors(config: dict[str, Any]) -> Tensors:
 
 
 def _llama3_divisors(config: dict[str, Any], scaling: dict[str, Any]) -> np.ndarray:
-    """generate_extra_tensors of the converter: by how much each wavelength is stretched."""
+    """generate_extra_tensors of the converter: the factor of each wavelength."""
     low, high, trained = (
         scaling[n] for n in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )

@@ -21,8 +21,8 @@ Tensors = dict[str, np.ndarray]
 
 
 def write_mmproj(path: Path, folder: str, *, keys: dict[str, Any] | None = None, swapped: bool = False) -> None:
-    """`keys` are added after `clip.`, or left out where they are None. `swapped`: as convert_image_encoder_to_gguf.py
-    names LLaVA's MLP."""
+    """`keys` are added after `clip.`, or left out if they are None. `swapped`: the names that
+    convert_image_encoder_to_gguf.py gives LLaVA's MLP."""
     config = json.loads((GOLDENS / folder / "config.json").read_text())
     if folder.startswith("qwen3"):
         found, tensors = _qwen3(folder, config)
@@ -59,7 +59,7 @@ def _tower(vision: dict[str, Any], layers: int, eps: float) -> dict[str, Any]:
 
 
 def _clip(folder: str, config: dict[str, Any], swapped: bool) -> tuple[dict[str, Any], Tensors]:
-    """The last layer and the norm behind it are left out, for LLaVA takes the output of the last layer but one."""
+    """Leaves out the last layer and the norm behind it: LLaVA takes the output of the last layer but one."""
     at = GOLDENS / folder
     if "mm_vision_tower" in config:
         at = GOLDENS / config["mm_vision_tower"]
@@ -92,8 +92,8 @@ def _clip(folder: str, config: dict[str, Any], swapped: bool) -> tuple[dict[str,
 
 
 def _qwen(folder: str, config: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
-    """Qwen2VLVisionModel: queries, keys and values apart, a kernel for each frame. Only the first layer that sees
-    everything is written, as a period."""
+    """Qwen2VLVisionModel: queries, keys and values apart, a kernel for each frame. The period of layers with full
+    attention is the first of them."""
     vision = config["vision_config"]
     keys = {**_tower(vision, vision["depth"], config["rms_norm_eps"]), "projector_type": "qwen2.5vl_merger"}
     keys |= {"use_silu": True, "vision.n_wa_pattern": vision["fullatt_block_indexes"][0] + 1}

@@ -1,4 +1,4 @@
-"""Makes quantised copies of golden folders, packed here from the formats' descriptions."""
+"""Makes quantised copies of golden folders, packed by the formats' descriptions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stand_for(codes: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, gr
 
 
 Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
-"""The tensors of one projection, and what they stand for."""
+"""The tensors of one projection, and the weight that they encode."""
 
 
 def awq(stem: str, weight: torch.Tensor, group: int, *, symmetric: bool = False) -> Packed:
@@ -166,8 +166,8 @@ def compressed(form: str, **weights) -> dict:
 
 
 def make(folder, pack, config: dict, *, stems=lambda stem: True, golden: str = "llama", before=dict) -> None:
-    """Two copies of a golden folder: `packed`, and `plain` with what the packed one stands for. `pack` (name of a
-    module, weight) gives the tensors of a projection, and what they stand for; only `stems` are packed. `before` gives
+    """Two copies of a golden folder: `packed`, and `plain` with the weights that it encodes. `pack` (name of a module,
+    weight) gives the tensors of a projection and the weight that they encode; only `stems` are packed. `before` gives
     the tensors another layout."""
     tensors = before(load_file(GOLDENS / golden / "model.safetensors"))
     plain, packed = {name: tensor.float() for name, tensor in tensors.items()}, dict(tensors)

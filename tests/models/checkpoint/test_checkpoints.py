@@ -1,4 +1,4 @@
-"""Good and bad checkpoint folders: shards, `.bin` files, and one clear line for whatever is wrong."""
+"""Good and bad checkpoint folders: shards, `.bin` files, and an error of one clear line for each fault."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sharded_bin_files(folder):
 
 
 class Planted:
-    """Runs code when unpickled by a reader that allows it."""
+    """Runs code if a reader that allows it unpickles it."""
 
     def __reduce__(self):
         return (print, ("planted",))
@@ -216,7 +216,7 @@ def test_old_yi_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
 def test_layers_that_predict_further_tokens_are_read_past(tmp_path, name):
-    """They follow the last layer. A layer of a family that has none is surplus."""
+    """They follow the last layer. In a family without them the layer is surplus."""
     assert check_weights(GOLDENS / name).layers == 3
     for file in ("config.json", "model.safetensors"):
         shutil.copy(GOLDENS / "qwen3" / file, tmp_path)

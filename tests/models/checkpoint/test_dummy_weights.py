@@ -1,4 +1,4 @@
-"""Made-up weights: the right shapes, from config.json alone, the same in every process."""
+"""Dummy weights have the right shapes, need only config.json, and are the same in every process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_it_needs(tmp_path):
 
 
 def test_projections_that_the_configuration_quantises(tmp_path):
-    """Of 8 bits, but the head and what it names."""
+    """8 bits, except the head and the modules that the configuration names."""
     config = json.loads((GOLDENS / "qwen3_moe" / "config.json").read_text())
     ignored = ["lm_head", "re:.*self_attn"]
     quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ignored}

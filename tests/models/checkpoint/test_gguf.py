@@ -1,4 +1,4 @@
-"""GGUF files: a golden checkpoint written as one gives the same outputs; the default model; corrupt files."""
+"""GGUF files: a golden checkpoint written as GGUF gives the same outputs; the default model; corrupt files."""
 
 from __future__ import annotations
 

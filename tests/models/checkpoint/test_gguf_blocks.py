@@ -1,4 +1,4 @@
-"""GGUF files whose weights stay in their blocks on a CPU: as near to float32 as expanded ones, exact in every cut."""
+"""GGUF files whose weights stay in blocks on a CPU: as near to float32 as expanded ones, exact in every shard."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_blocks_are_as_near_to_float32_as_expanded_weights(file):
     path, folder = file
     exact = logits(load(path, torch.float32), folder)
     packed, expanded = load(path), load(path, blocks=False)
-    # Of the better tokens: where rounding changes the choice of an expert, that token and those after it are others.
+    # Of the better tokens: if rounding changes the choice of an expert, that token and those after it differ.
     mine, theirs = ((logits(model, folder) - exact).norm(dim=1).quantile(0.25) for model in (packed, expanded))
     assert mine < 1.1 * theirs
     assert packed.weight_bytes < expanded.weight_bytes
@@ -80,7 +80,7 @@ def test_experts_stay_in_mxfp4(mxfp4):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_keep_experts_in_mxfp4(mxfp4, size):
-    """Shares are whole blocks, of which the last ranks may have none but zeros."""
+    """Shards are whole blocks; the last ranks may have zeros only."""
     whole, x = load(mxfp4), torch.randn(9, 64).bfloat16()
     ranks = [load_model(mxfp4, dtype=torch.bfloat16, ops=CPU, group=OneOf(rank, size)) for rank in range(size)]
     weights, numbers = CPU.route(torch.randn(9, 6), Routing(3, True))
@@ -107,7 +107,7 @@ def test_cuts_change_nothing(file):
 
 
 class OneOf(SingleRank):
-    """A rank that is never run."""
+    """A rank that computes nothing."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -115,7 +115,7 @@ class OneOf(SingleRank):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_keep_blocks_where_cuts_fall_between_them(tmp_path, size):
-    """The ranks' projections give together what the whole one gives."""
+    """The ranks' projections together give the whole one's result."""
     path = tmp_path / "model.gguf"
     write_gguf(path, "llama", kind=GGMLQuantizationType.Q8_0)
     whole = load(path)
@@ -133,7 +133,7 @@ def test_ranks_keep_blocks_where_cuts_fall_between_them(tmp_path, size):
 
 
 def test_a_matrix_that_is_turned_is_expanded_first(tmp_path):
-    """DeepSeek's `attn_k_b` stands in the file with its inputs as lines: bytes of blocks cannot be turned."""
+    """DeepSeek's `attn_k_b` has its inputs as rows in the file, and blocks cannot be transposed."""
     sizes = {"qk_nope_head_dim": 32, "kv_lora_rank": 64, "q_lora_rank": 64, "v_head_dim": 32}
     folder = random_folder(tmp_path / "hf", {**SIZES, **DEEPSEEK, **sizes})
     path = tmp_path / "model.gguf"

@@ -1,4 +1,4 @@
-"""GGUF files of all families that cannot be served are refused in one line that says why."""
+"""GGUF files of all families that cannot be served are refused with one line that gives the reason."""
 
 from __future__ import annotations
 

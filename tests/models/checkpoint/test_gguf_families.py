@@ -31,8 +31,8 @@ SAID_BY_KEYS: dict[str, dict[str, Any]] = {
     "gemma3": {"attention.sliding_window_pattern": 3},
     "baichuan_13b": {"attention.max_alibi_bias": 8.0},
 }
-"""What the converter leaves to the program, which tells the released models by their sizes. The goldens have other
-sizes and need keys that the format has for it."""
+"""The converter leaves some values to the program, which knows the released models by their sizes. The goldens have
+other sizes and need the format's keys for these values."""
 
 OLD_DEEPSEEK = {
     "attention.key_length": 24,
@@ -41,7 +41,7 @@ OLD_DEEPSEEK = {
     "attention.value_length_mla": None,
     "attention.head_count_kv": 4,
 }
-"""Keys of files from before the latent was what the keys speak of."""
+"""Keys of old files, whose sizes are not those of the latent."""
 
 FOLDERS = (
     *("llama", "llama3", "llama_linear", "llama_yarn", "yi", "internlm", "internlm2", "minicpm", "mixtral"),
@@ -52,7 +52,7 @@ FOLDERS = (
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Models this small are computed sooner so, above all where others use the machine too."""
+    """Models this small are faster so, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def one_thread():
 
 
 def check_golden(path: Path, folder: str) -> float:
-    """The worst difference of a logit."""
+    """The largest difference of a logit."""
     check_weights(path)
     runner, worst = Runner(load_model(path, dtype=torch.float32)), 0.0
     for prompt in prompts(folder):
@@ -182,7 +182,7 @@ def random_folder(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def same(path: Path, folder: Path) -> float:
-    """Prefill a short and a long prompt and decode: the same ids from a file and a folder; the worst difference."""
+    """Prefills two prompts and decodes: a file and a folder give the same ids. Returns the largest difference."""
     check_weights(path)
     mine, theirs = (Runner(load_model(at, dtype=torch.float32)) for at in (path, folder))
     random, worst = torch.Generator().manual_seed(5), 0.0
@@ -215,7 +215,7 @@ def test_random(tmp_path, name, record_property):
     ],
 )
 def test_what_the_format_can_say(tmp_path, folder, change, record_property):
-    """Goldens of options that no key stands for, without these."""
+    """Goldens with options that have no key, without these options."""
     altered = tmp_path / "hf"
     altered.mkdir()
     config = json.loads((GOLDENS / folder / "config.json").read_text()) | change
@@ -252,7 +252,7 @@ def test_weights_of_experts_may_be_said_to_be_renormalised(tmp_path, renormalise
 
 @pytest.mark.parametrize("folder", ["mixtral", "deepseek_v2", "internlm2", "bloom"])
 def test_quantised_values(tmp_path, folder):
-    """A quantised file computes with the values that its blocks stand for."""
+    """A quantised file computes with the values that its blocks encode."""
     q8, plain, kind = tmp_path / "q8.gguf", tmp_path / "plain.gguf", GGMLQuantizationType.Q8_0
     write_gguf(q8, folder, kind=kind)
     write_gguf(plain, folder, through=lambda values: dequantize(quantize(values, kind), kind))
@@ -262,7 +262,7 @@ def test_quantised_values(tmp_path, folder):
 
 @pytest.mark.parametrize("folder", ["llama", "mixtral", "deepseek_v2", "internlm2", "bloom", "qwen2_moe"])
 def test_rows_may_stay_packed(tmp_path, folder):
-    """What brings rows into order does the same to the bytes of quantised rows; only `kv_b` is turned, and is no plain
+    """Reordering rows does the same to the bytes of quantised rows; only `kv_b` is transposed, and it is no plain
     projection."""
     path, kind = tmp_path / "model.gguf", GGMLQuantizationType.Q8_0
     source = random_folder(tmp_path / "hf", {**SIZES, **RANDOM[folder]}) if folder in RANDOM else folder
@@ -299,7 +299,7 @@ def test_transforms_take_numpy_and_torch(tmp_path, name):
 
 
 class OneOfTwo(SingleRank):
-    """A rank that is never run."""
+    """A rank that computes nothing."""
 
     def __init__(self, rank: int) -> None:
         self.rank, self.size = rank, 2

@@ -1,4 +1,4 @@
-"""GGUF files of a language model with an mmproj file beside it: pictures are seen as the golden folder sees them."""
+"""GGUF files of a language model with an mmproj file beside it: images give the golden folder's results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightllm_mp.vision.decode import decode
 from lightllm_mp.vision.header import read_header
 from lightllm_mp.vision.preprocess import preprocess
 from lightllm_mp.vision.spec import VisionModel
-from lightllm_mp.vision.tower_loader import load_encoder, load_weights
+from lightllm_mp.vision.tower.tower_loader import load_encoder, load_weights
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.checkpoint.gguf_file import write_gguf
 from tests.models.checkpoint.mmproj_file import QWEN3_TOKENS, QWEN_TOKENS, write_mmproj
@@ -32,7 +32,7 @@ TOLERANCE = 5e-4
 IMAGE = -200
 """Stands for an image in the ids of a request."""
 QWEN_SIZES = {"vision.image_min_pixels": 1024, "vision.image_max_pixels": 6400}
-"""Not written by the converter; the golden's pictures are tiny."""
+"""The converter does not write it; the golden's images are tiny."""
 
 
 def written(tmp_path, folder: str, *, keys=None, swapped=False, pad=True) -> VisionModel | None:
@@ -52,7 +52,7 @@ def written(tmp_path, folder: str, *, keys=None, swapped=False, pad=True) -> Vis
     ],
 )
 def test_prompts_with_pictures(tmp_path, folder, pad, swapped):
-    """From the picture's file to the ids; the embeddings and the logits are the golden ones."""
+    """From the image file to the ids; the embeddings and the logits are the golden ones."""
     vision = written(tmp_path, folder, swapped=swapped, pad=pad)
     assert vision is not None
     encoder = load_encoder(vision, dtype=torch.float32)
@@ -92,7 +92,7 @@ def with_slots_folded(prompt: dict[str, Any]) -> list[int]:
 
 @pytest.mark.parametrize("folder", ["llava_orig", "qwen2_5_vl"])
 def test_served(tmp_path, folder):
-    """By the whole engine, with the model's file for --model-dir."""
+    """With the whole engine; --model-dir is the model's file."""
     written(tmp_path, folder)
     asked = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
     asked = [prompt for prompt in asked if all(slots[3:] in ([], ["pad"]) for slots in prompt["image_slots"])]
@@ -114,7 +114,7 @@ def test_served(tmp_path, folder):
 
 @pytest.mark.parametrize("folder", ["llava_hf", "qwen2_5_vl", "qwen3_vl"])
 def test_the_same_tower_as_the_folder(tmp_path, folder):
-    """Numbers are rounded to float32 in the file, and LLaVA's has no token for pictures."""
+    """The file's numbers are rounded to float32, and LLaVA's has no token for images."""
     mine, theirs = written(tmp_path, folder, pad=False), read_vision(GOLDENS / folder)
     assert mine is not None
     assert theirs is not None
@@ -138,7 +138,7 @@ def test_random_weights(tmp_path):
 
 
 def test_the_layer_may_be_named(tmp_path):
-    """A file with more layers than count."""
+    """A file with more layers than the model uses."""
     vision = written(tmp_path, "llava_hf", keys={"vision.feature_layer": [1]})
     assert vision is not None
     assert vision.spec.layers == 1

@@ -1,4 +1,4 @@
-"""transformers reads the files that the tests write, and computes the same logits: the layouts are not only ours."""
+"""transformers reads the files that the tests write and computes the same logits: it confirms the layouts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SAID: dict[str, dict[str, Any]] = {
     "phi3": {**RANDOM["phi3"], "vocab_size": 32064, "partial_rotary_factor": 1.0},
     "starcoder2": {**RANDOM["starcoder2"], "rope_theta": 1e4},
 }
-"""Sizes that transformers takes for granted, as it does not read them."""
+"""Sizes that transformers does not read but assumes."""
 
 
 def read_by_transformers(path: Path) -> Any:
-    """Its model of the file, put together here, for its own way of doing so needs another library."""
+    """transformers' model of the file, built here, since its own reader needs another library."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)

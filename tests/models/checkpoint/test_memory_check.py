@@ -1,4 +1,4 @@
-"""A model that does not fit is refused before any of its weights is read."""
+"""A model that does not fit is refused before its weights are read."""
 
 from __future__ import annotations
 

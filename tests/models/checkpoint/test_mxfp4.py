@@ -1,4 +1,4 @@
-"""MXFP4 folders: their values, and what does not fit."""
+"""MXFP4 folders: their values, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AWQ and GPTQ checkpoints, packed here from the formats' descriptions, and quantisation while loading."""
+"""AWQ and GPTQ checkpoints, packed by the formats' descriptions, and quantisation while loading."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.models.golden import GOLDENS
 
 
 def shuffle_of(stem: str, k: int) -> torch.Tensor:
-    """An act-order as GPTQ finds it: projections of the same input agree."""
+    """An act-order as in GPTQ: projections of the same input share it."""
     kind = "attention" if stem.endswith(("q_proj", "k_proj", "v_proj")) else stem[-7:]
     return torch.randperm(k, generator=torch.Generator().manual_seed(len(kind)))
 
@@ -211,7 +211,7 @@ def test_refused(tmp_path, config, reason):
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.06), ("fp8", 0.3)])
 @pytest.mark.parametrize("ops", [reference.TABLE, op_table("cpu", torch.float32)], ids=lambda ops: ops.name)
 def test_quantising_while_loading(tmp_path, kind, error, ops):
-    """As a folder whose projections were quantised and expanded before; not far from the original."""
+    """Equal to a folder whose projections were quantised and expanded before; near the original."""
     make(tmp_path, lambda stem, w: ({}, expanded(quantise(w, kind), torch.float32)), {})
     got = logits(GOLDENS / "llama", quantization=kind, ops=ops)
     assert (got - logits(tmp_path / "plain")).abs().max().item() < 1e-4
@@ -241,7 +241,7 @@ GPU_CASES = {
         {**GPTQ, "group_size": 32, "desc_act": True},
     ),
 }
-"""Groups that the kernels read as they are, but for the last one of `down_proj`'s 144 inputs."""
+"""Groups that the kernels read directly, except the last one of `down_proj`'s 144 inputs."""
 
 
 @pytest.mark.gpu
@@ -268,7 +268,7 @@ def test_quantising_on_a_gpu(kind, error):
 
 @pytest.mark.parametrize("act_order", [False, True])
 def test_experts_of_4_bits(tmp_path, act_order):
-    """Packed for a model in bfloat16 with the C extension, but for those whose inputs are in another order."""
+    """Packed for a model in bfloat16 with the C extension, except those whose inputs are in another order."""
 
     def pack(stem: str, weight: torch.Tensor):
         order = torch.arange(weight.shape[1]).flip(0) if act_order else None

@@ -1,4 +1,4 @@
-"""Checkpoints of 8-bit values with scales (fp8, modelopt, compressed-tensors): same as the weights they stand for."""
+"""Checkpoints of 8-bit values with scales (fp8, modelopt, compressed-tensors) equal the weights that they encode."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.models.checkpoint.quantised_folders import Packed, compressed, logits
 from tests.models.golden import GOLDENS
 
 BLOCK = (24, 40)
-"""No multiple of anything in the tiny models: blocks end in the middle of heads, experts and ranks."""
+"""A multiple of no size in the tiny models: blocks end in the middle of heads, experts and ranks."""
 
 
 def packed(stem: str, weight: torch.Tensor, scales: torch.Tensor) -> Packed:
-    """FP8 values of a weight for a scale of each element, without the scales, and what they stand for."""
+    """FP8 values of a weight with a scale for each element, without the scales, and the weight that they encode."""
     values = (weight.float() / scales).to(torch.float8_e4m3fn)
     return {stem + ".weight": values}, values.float() * scales
 
@@ -111,7 +111,7 @@ def test_experts(tmp_path, dtype, ops):
 
 
 def split(tensors: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch.Tensor]:
-    """Fused experts as quantised releases have them: one by one, gate and up apart."""
+    """Fused experts as in quantised releases: one by one, gate and up apart."""
     found = {}
     for name, tensor in tensors.items():
         at, _, kind = name.rpartition("experts.")
@@ -126,7 +126,7 @@ def split(tensors: dict[str, torch.Tensor], transposed: bool) -> dict[str, torch
 
 @pytest.mark.parametrize("golden", ["qwen3_vl_moe", "qwen3_5_moe"])
 def test_experts_one_by_one(tmp_path, golden):
-    """Of families whose plain releases have all experts in one tensor."""
+    """Experts of families whose plain releases have all experts in one tensor."""
     make(tmp_path, *CASES["blocks"], golden=golden, before=lambda tensors: split(tensors, golden == "qwen3_vl_moe"))
     check_weights(tmp_path / "packed")
     got, expected = (logits(tmp_path / kind, golden=golden, most=2) for kind in ("packed", "plain"))
@@ -136,14 +136,14 @@ def test_experts_one_by_one(tmp_path, golden):
 
 @pytest.mark.parametrize("golden", ["qwen3_next", "qwen3_5"])
 def test_rows_in_another_order(tmp_path, golden):
-    """Queries and their gates, and rows that the file has by key head, with blocks that end within them."""
+    """Queries with gates, and rows that the file groups by key head, with blocks that end within them."""
     make(tmp_path, *CASES["blocks"], golden=golden)
     got, expected = (logits(tmp_path / kind, golden=golden, most=2) for kind in ("packed", "plain"))
     assert (got - expected).abs().max().item() < 1e-4
 
 
 def test_fused_experts_lie_one_by_one_in_quantised_files(tmp_path):
-    """As in the releases of Qwen3.5 in FP8."""
+    """As in Qwen3.5's FP8 releases."""
     tensors = load_file(GOLDENS / "qwen3_5_moe" / "model.safetensors")
     for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
         at, kind = name.rsplit(".", 1)
@@ -161,7 +161,7 @@ def test_fused_experts_lie_one_by_one_in_quantised_files(tmp_path):
 
 
 def test_what_has_no_scale_is_plain(tmp_path):
-    """Also within one fused projection, whichever piece comes first."""
+    """Also within one fused projection, with any piece first."""
     for name, plain in (("first", "q_proj"), ("last", "v_proj")):
         (tmp_path / name).mkdir()
         make(tmp_path / name, *CASES["blocks"], stems=lambda stem, plain=plain: not stem.endswith((plain, "gate_proj")))
@@ -170,7 +170,7 @@ def test_what_has_no_scale_is_plain(tmp_path):
 
 
 def test_forms_differ_between_modules(tmp_path):
-    """Compressed-tensors' "mixed-precision": a scheme for modules by name, one for all others."""
+    """ "mixed-precision" of compressed-tensors: a scheme for modules by name, and one for all others."""
     config = compressed("mixed-precision", type="int", strategy="channel")
     config["config_groups"]["group_0"]["format"] = "int-quantized"
     blocks = compressed("float-quantized", type="float", strategy="block", block_structure=list(BLOCK))

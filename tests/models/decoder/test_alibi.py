@@ -1,4 +1,4 @@
-"""Alibi slopes against the formula of BLOOM, and how ranks and padding cut them."""
+"""Alibi slopes against BLOOM's formula, and their split over ranks and padding."""
 
 from __future__ import annotations
 

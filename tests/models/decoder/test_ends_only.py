@@ -1,4 +1,4 @@
-"""A step of which only the sequences' ends are wanted gives the same numbers."""
+"""A step that computes only the sequences' ends gives the same numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHI |= {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-5, "eos_token_id": 2,
 
 @pytest.fixture(params=[*FOLDERS, "phi"])
 def folder(request, tmp_path):
-    if request.param != "phi":  # whose halves are parallel, and of which there is no golden
+    if request.param != "phi":  # a model with parallel halves, which has no golden
         return GOLDENS / request.param
     (tmp_path / "config.json").write_text(json.dumps(PHI))
     return tmp_path

@@ -1,4 +1,4 @@
-"""A request's numbers are bitwise its own: not the batch, the chunking, a prefix hit or a resume changes them."""
+"""A request's numbers are bitwise independent of the batch, the chunks, a prefix hit and a resume."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_after_a_prefix_hit(runner):
 
 
 def test_resume_equals_going_on(runner):
-    """After a crash the prompt and the emitted ids are prefilled again: the next scores are those that decode gave."""
+    """After a crash the prompt and the emitted ids are prefilled again: the next scores equal those of decode."""
     tokens = prompt(70, 3)
     seq = runner.sequence()
     ids, seen = runner.decode([(seq, runner.prefill(seq, tokens))], 40)

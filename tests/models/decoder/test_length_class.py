@@ -1,4 +1,4 @@
-"""Which rotary frequencies a prompt's length chooses, and the tables that hold them all."""
+"""The rotary frequencies for a prompt's length, and the tables of all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every golden checkpoint in 16 bits: no further from float32 than the reference's own 16 bits were."""
+"""Every golden checkpoint in 16 bits is no further from float32 than the reference in 16 bits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.models.runner import Runner
 from tests.models.test_goldens import FOLDERS
 
 CHANCE = 0.03
-"""The share of greedy choices by which two runs in 16 bits may differ: near ties fall either way."""
+"""The share of greedy choices in which two runs in 16 bits may differ: near ties go either way."""
 CORRECTED, BIASED = 1.2, 1.25
-"""By how much more the logits may move where corrected sigmoids or a biased router choose experts: most of what moves
-are few tokens whose router decides a near tie otherwise (of gpt_oss two tokens of 75; with the reference ops, too)."""
+"""Factor of the allowed distance if corrected sigmoids or a biased router choose experts: most of it comes from a few
+tokens whose router decides a near tie differently (in gpt_oss two tokens of 75, also with the reference ops)."""
 FOLDERS_SEEN = [name for name in FOLDERS if not name.endswith(("_bin", "_sharded")) and moved_in_sixteen_bits(name)]
 
 

@@ -64,7 +64,7 @@ def test_rms_norm(ops):
 
 
 def test_one_plus_weight_keeps_small_weights_in_sixteen_bits(ops):
-    """1 + 2 ** -8 is no bfloat16: rounded to it, the weight would do nothing."""
+    """1 + 2 ** -8 is no bfloat16 number: rounded, the weight would have no effect."""
     x = torch.randn(5, HIDDEN).bfloat16()
     small = weights({"norm": torch.full((HIDDEN,), 2.0**-8)}, ops, torch.bfloat16)
     by = read_norm(small, "norm", spec(norm_offset=True))

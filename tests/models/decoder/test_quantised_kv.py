@@ -1,4 +1,4 @@
-"""Keys and values in 8 bits: how far a golden checkpoint's answers move, and how much room is gained."""
+"""Keys and values in 8 bits: the change of a golden checkpoint's answers, and the saved memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CUDA = torch.cuda.is_available()
 WITH_KV = [name for name in FOLDERS if read_model_config(GOLDENS / name).mla is None]
 SOME = WITH_KV if CUDA else [name for name in WITH_KV if name in ("llama", "bloom", "gemma2")]
 MOST = {torch.int8: (1.5, 0.04), torch.float8_e4m3fn: (7.0, 0.25)}
-"""How far answers may move, as a multiple of what bfloat16 arithmetic does to them in the reference (mean distance of
-logits), and how much rarer than there the golden choice may be: random weights leave many near ties."""
+"""The allowed mean distance of logits, as a multiple of the reference's distance in bfloat16, and how much rarer than
+there the golden choice may be: random weights have many near ties."""
 
 
 @pytest.mark.parametrize("stored", MOST, ids=str)
 @pytest.mark.parametrize("folder", SOME)
 def test_answers_hardly_move(folder: str, stored: torch.dtype) -> None:
-    """With every token given; chunks read what earlier chunks have stored."""
+    """With teacher forcing; chunks read what earlier chunks stored."""
     device = "cuda" if CUDA else "cpu"
     decoder = load_model(GOLDENS / folder, device=device, dtype=torch.float32)
     runner, golden, forced = Runner(decoder), prompts(folder), []
@@ -52,7 +52,7 @@ def test_room_at_head_dim_128(stored: torch.dtype) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.int8])
 def test_layers_of_different_sizes(stored: torch.dtype) -> None:
-    """Gemma 4: global layers have wider heads, and the last layers read what earlier ones of their kind keep."""
+    """Gemma 4: global layers have wider heads, and the last layers read the KV of earlier ones of their kind."""
     spec = read_model_config(GOLDENS / "gemma4")
     pool = KVPool(spec, 11, dtype=stored)
     assert [tuple(pool.layers[i].keys.shape) for i in range(5)] == [(12, 1, width) for width in (16, 16, 32, 16, 32)]

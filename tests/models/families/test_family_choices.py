@@ -1,4 +1,4 @@
-"""Where one family has several networks: what tells them apart."""
+"""Families with several networks: what distinguishes these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What configurations of single families become, where it is more than names."""
+"""Configurations of single families that do more than rename keys."""
 
 from __future__ import annotations
 

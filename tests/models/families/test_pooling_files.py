@@ -1,4 +1,4 @@
-"""What a folder's files say about pooling, and what is refused."""
+"""Pooling as a folder's files describe it, and refused files."""
 
 from __future__ import annotations
 

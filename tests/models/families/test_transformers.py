@@ -1,4 +1,4 @@
-"""What the goldens do not cover, against transformers on tiny random models: windows, dynamic rope, biases."""
+"""Options without goldens, against transformers on tiny random models: windows, dynamic rope, biases."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SIZES = {
 
 
 def compare(theirs, path, tokens: list[int], feed: int, model_type: str | None = None) -> None:
-    """Teacher-forced logits: a prompt of `feed` tokens, then the rest one by one, on both sides. `model_type` takes
-    the place of transformers' own in the folder."""
+    """Teacher-forced logits: a prompt of `feed` tokens, then the rest one by one, on both sides. `model_type` replaces
+    transformers' own in the folder."""
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     theirs.save_pretrained(path)

@@ -36,7 +36,7 @@ def prompts() -> list[list[int]]:
 
 
 def saved(theirs, path, **files: Any):
-    """The model with other weights than those that are all ones or zeros, in a folder with these JSON files."""
+    """The model in a folder with these JSON files; weights that are all ones or zeros get other values."""
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1) / 2, std=0.2)
     theirs.save_pretrained(path)

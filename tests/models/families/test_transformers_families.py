@@ -1,4 +1,4 @@
-"""What no golden covers, against transformers on tiny random models: variants of families and whole families."""
+"""Variants and families without goldens, against transformers on tiny random models."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ DEEPSEEK = {**LONG, **MOE, **LATENT, "num_key_value_heads": 4, "num_hidden_layer
 
 
 def corrected(model):
-    """With biases of the choice of experts, which `compare` leaves as they are: they are no parameters."""
+    """With biases of the experts' choice, which `compare` does not change: they are no parameters."""
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(torch.arange(len(buffer)).sin() * 0.5)
@@ -190,8 +190,8 @@ def test_minimax_m2(tmp_path, tokens):
 
 @pytest.mark.parametrize("feed", [30, 50], ids=["short", "long"])
 def test_phi3_with_two_sets_of_rope_factors(tmp_path, tokens, feed):
-    """Upstream changes the frequencies when the answer grows beyond the trained length, and leaves the old keys as they
-    were; so the short prompt's answer stays short here."""
+    """Upstream changes the frequencies when the answer grows beyond the trained length and keeps the old keys, so the
+    short prompt's answer stays short here."""
     factors = torch.linspace(1.0, 4.0, 8).tolist()
     scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": [2 * x for x in factors]}
     config = transformers.Phi3Config(

@@ -1,4 +1,4 @@
-"""Configuration values that would be computed wrongly are refused, each with one clear line."""
+"""Unsupported configuration values are refused, each with one clear line."""
 
 from __future__ import annotations
 

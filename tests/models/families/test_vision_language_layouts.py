@@ -1,4 +1,4 @@
-"""The language halves of vision-language folders in every layout they come in."""
+"""The language halves of vision-language folders in every layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightllm_mp.models.checkpoint.loader import load_model
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.preprocess import Preprocessed
 from lightllm_mp.vision.sizing import PatchGrid
-from lightllm_mp.vision.tower_loader import load_encoder
+from lightllm_mp.vision.tower.tower_loader import load_encoder
 from lightllm_mp.vision.vision_config import read_vision
 from tests.models.golden import GOLDENS, Prompt, Slots, check_prompt, prompts
 from tests.models.runner import Runner
@@ -28,7 +28,7 @@ def config_of(folder: str) -> dict[str, Any]:
 
 
 def rewritten(source: str, folder: Path, config: dict[str, Any], names: dict[str, str]) -> Path:
-    """A golden folder with another configuration and other beginnings of tensor names."""
+    """A golden folder with another configuration and other prefixes of tensor names."""
     tensors = {}
     for name, tensor in load_file(GOLDENS / source / "model.safetensors").items():
         old = next((old for old in names if name.startswith(old)), None)
@@ -66,7 +66,7 @@ def test_llava_of_newer_releases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llava", "llava_llama", "llama"])
 def test_original_llava_is_told_by_its_tower(tmp_path: Path, model_type: str) -> None:
-    """Whatever the type is called; a file may carry the tower, which is read from elsewhere."""
+    """With every name of the type; the file may contain the tower, which is read from elsewhere."""
     folder = rewritten("llava_orig", tmp_path, {**config_of("llava_orig"), "model_type": model_type}, {})
     tensors = load_file(folder / "model.safetensors")
     tensors["model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight"] = torch.ones(32)
@@ -118,7 +118,7 @@ def test_llava_around_another_language_model(tmp_path: Path) -> None:
 
 
 def test_llava_of_defaults(tmp_path: Path) -> None:
-    """llava-1.5-7b-hf says little more than this of its language model."""
+    """llava-1.5-7b-hf says little more than this about its language model."""
     text = {"max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "vocab_size": 32064}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text, "vision_config": {}}))
     spec = read_model_config(tmp_path)
@@ -132,7 +132,7 @@ TEXT |= {"max_position_embeddings": 128, "num_key_value_heads": 1}
 
 @pytest.mark.slow
 def test_qwen2_5_vl_against_transformers(tmp_path: Path) -> None:
-    """Saved by the newest release, a prompt with two pictures from pixels to logits."""
+    """Saved by the newest release: a prompt with two images, from pixels to logits."""
     transformers = pytest.importorskip("transformers")
     vision = {"depth": 2, "hidden_size": 48, "intermediate_size": 40, "num_heads": 4, "out_hidden_size": 32}
     vision |= {"patch_size": 4, "window_size": 24, "fullatt_block_indexes": [1], "hidden_act": "silu"}

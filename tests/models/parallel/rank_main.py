@@ -2,8 +2,8 @@
 
 `python -m tests.models.parallel.rank_main MEETING_FD RANK SIZE OUT DTYPE FOLDER ...`
 
-FOLDER may be NAME@EP: the ranks form so many groups, each with whole experts. Runs all prompts of each folder in one
-step and decodes them together; writes what it saw to OUT, or for another rank than 0 its digest alone.
+FOLDER may be NAME@EP: the ranks form EP groups, each with whole experts. Runs all prompts of each folder in one step
+and decodes them together; rank 0 writes its outputs to OUT, another rank only their digest.
 """
 
 from __future__ import annotations

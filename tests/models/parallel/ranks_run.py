@@ -24,8 +24,8 @@ DEADLINE = 420.0
 def run(
     size: int, folders: tuple[str, ...], dtype: str = "float32"
 ) -> dict[str, tuple[dict[str, Tensor], list[dict[str, Any]]]]:
-    """By folder: what rank 0 saw, and every rank's report: the digest of what it saw, or its error. `primitives`: what
-    the calls of the group gave to each."""
+    """By folder: rank 0's outputs, and every rank's report: the digest of its outputs, or its error. `primitives`: the
+    results of the group's calls on each rank."""
     meeting = os.memfd_create("meeting")
     with tempfile.TemporaryDirectory() as out:
         arguments = [[str(meeting), str(rank), str(size), out, dtype, *folders] for rank in range(size)]

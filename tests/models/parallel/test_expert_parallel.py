@@ -1,4 +1,4 @@
-"""What the ranks' experts give together is what all experts give; a rank reads and holds its own alone."""
+"""The ranks' experts together give the result of all experts; a rank reads and holds only its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = pytest.mark.parametrize(("size", "ep"), [(3, 3), (4, 2)])
 
 
 class OneOf(SingleRank):
-    """A rank that talks to no other."""
+    """A rank that exchanges nothing with the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -50,7 +50,7 @@ def check_sum(path: Path, size: int, ep: int, dtype: torch.dtype, tolerance: flo
 @pytest.mark.parametrize("folder", FOLDERS)
 @GROUPS
 def test_parts_add_up(folder: str, size: int, ep: int) -> None:
-    """Two or three of eight experts on a rank; two ranks that share four experts. Shared experts are there once."""
+    """Two or three of eight experts on a rank; two ranks that share four experts. Shared experts count once."""
     check_sum(GOLDENS / folder, size, ep, torch.float32, 1e-5)
 
 

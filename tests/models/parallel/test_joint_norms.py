@@ -1,4 +1,4 @@
-"""Norms over all heads of all ranks, where a key-value head is on several of them."""
+"""Norms over all heads of all ranks, with a key-value head on several of them."""
 
 from __future__ import annotations
 

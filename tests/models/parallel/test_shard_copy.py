@@ -1,4 +1,4 @@
-"""What is copied out of a checkpoint: plain tensors, slices of a file, and weights of 4 bits."""
+"""The copy of shards from a checkpoint: plain tensors, slices of a file, and 4-bit weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QKV = (64, 32, 32)
 
 
 class Rank:
-    """A rank of a group that is never asked to compute."""
+    """A rank of a group that computes nothing."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -144,7 +144,7 @@ def scaled(rows: int, columns: int, group: int) -> ScaledWeight:
 )
 @pytest.mark.parametrize("groups", [(40, 40, 40), (0, 24, 36)])
 def test_scaled_parts_stand_for_the_same_weights(target, pieces, columns, size, groups) -> None:
-    """Also where a cut is between inputs that share a scale, where pieces have different groups, and with padding."""
+    """Also with a cut between inputs that share a scale, with pieces of different groups, and with padding."""
     for rank in range(size):
         part = cut(target, sum(pieces), columns, rank, size)
         shape = part.shape((sum(pieces), columns))

@@ -1,4 +1,4 @@
-"""The parts of all ranks are the whole, for every shape of attention, width and vocabulary."""
+"""The parts of all ranks make the whole, for every shape of attention, width and vocabulary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def param(target: str, *shape: int) -> Param:
 
 
 def part(whole: np.ndarray, cut: ShardCut) -> np.ndarray:
-    """What a rank holds: an independent reading of a Cut."""
+    """The content of a rank: an independent reading of a Cut."""
     local = np.zeros(cut.shape(whole.shape), whole.dtype)
     rows = cut.rows.runs if cut.rows else [RowRun(0, whole.shape[0])]
     columns = cut.columns.runs if cut.columns else [None]
@@ -79,7 +79,7 @@ def test_every_query_head_is_on_one_rank_beside_its_keys(heads: int, kv_heads: i
         for i in range(own.queries.length):
             head = own.queries.start + i
             seen.append(head)
-            # What the kernels take for its key-value head is the one that it belongs to.
+            # The kernels take the key-value head to which it belongs.
             assert own.keys.start + i // (own.heads // own.kv_heads) == head // group
             assert i // (own.heads // own.kv_heads) < own.keys.length
     assert seen == list(range(heads))
@@ -93,7 +93,7 @@ def test_no_head_is_padded_where_all_divides() -> None:
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_attention_in_parts_is_the_whole(heads: int, kv_heads: int, size: int) -> None:
-    """With values in place of attention's result: o (queries) summed over ranks, and each key beside its queries."""
+    """With values instead of attention's result: o (queries) summed over ranks, and each key beside its queries."""
     if size > heads:
         return
     spec, rng = model(heads, kv_heads), np.random.default_rng(1)
@@ -162,7 +162,7 @@ def test_latent_attention_is_cut_by_heads(size: int) -> None:
 @pytest.mark.parametrize(("heads", "key_heads"), HEADS)
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_linear_attention_in_parts_is_the_whole(heads: int, key_heads: int, size: int) -> None:
-    """With q * k * v * z * (b + 2 a) in place of the delta rule."""
+    """With q * k * v * z * (b + 2 a) instead of the delta rule."""
     delta, rng = DeltaSpec(key_heads=key_heads, value_heads=heads, key_dim=3, value_dim=3), np.random.default_rng(3)
     spec = model(delta=delta, linear_layers=(0,))
     shapes = {
@@ -213,7 +213,7 @@ def test_what_is_added_after_the_sum_is_on_one_rank() -> None:
 
 
 def test_biases_of_experts_go_with_them() -> None:
-    """That behind the sum over a group's ranks is on the first of them."""
+    """A bias after the sum over a group's ranks is on the first of them."""
     spec = model(moe=MoeSpec(experts=4, top_k=2, intermediate=32, renormalise=True, bias=True))
     first, last = param("layers.0.experts.gate_up.bias", 4 * 64), param("layers.0.experts.down.bias", 4 * 12)
     for rank in range(4):
@@ -250,7 +250,7 @@ def test_one_rank_is_the_whole_model() -> None:
 
 
 def test_lines_within_a_piece() -> None:
-    lines = share(40, 1, 2)  # of 40 lines in two parts of 32: 32 .. 39 and zeros
+    lines = share(40, 1, 2)  # of 40 rows in two parts of 32: 32 .. 39 and zeros
     assert (lines.runs, lines.count, lines.padded) == ((RowRun(32, 8),), 32, True)
     assert lines.within(0, 30) == []
     assert lines.within(30, 36) == [RowRun(2, 4, 0)]

@@ -1,4 +1,4 @@
-"""Two and three ranks over gloo compute what the references did, and every rank the same to the last bit."""
+"""Two and three ranks over gloo give the references' results, and all ranks the same bits."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ UNEVEN = (
     *("bloom", "deepseek_v2", "deepseek_v3", "deepseek_v3_fp8", "glm4_moe", "gpt_oss_mxfp4", "minimax_m2", "mixtral"),
     *("qwen3_next", "qwen3_vl_moe", "starcoder", "yi"),
 )
-"""For three ranks: heads that none has, experts and vocabularies that do not divide, one key-value head for all."""
+"""For three ranks: ranks without heads, experts and vocabularies that do not divide, one key-value head for all."""
 
 
 EXPERTS = {
     2: ("mixtral@2", "qwen3_vl_moe@2"),
     3: ("deepseek_v2@3", "deepseek_v3_fp8@3", "mixtral@3", "qwen3_5_moe@3", "qwen3_moe@3"),
 }
-"""By number of ranks: whole experts in so many groups. Of eight experts, one of three ranks has two."""
+"""By number of ranks: the number of groups with whole experts. Of eight experts, one of three ranks has two."""
 RUNS = {2: FOLDERS + EXPERTS[2], 3: UNEVEN + EXPERTS[3]}
-"""What one start of so many ranks computes."""
+"""The folders of one run, by number of ranks."""
 
 
 def check(folder: str, size: int) -> None:
@@ -82,7 +82,7 @@ def test_the_calls_of_a_group() -> None:
 
 
 def test_a_rank_holds_about_its_share() -> None:
-    """All of it divides by two."""
+    """All sizes divide by two."""
     whole = load_model(GOLDENS / "internlm2", dtype=torch.float32)
     for report in run(2, RUNS[2])["internlm2"][1]:
         assert report["weight_bytes"] < 0.52 * whole.weight_bytes

@@ -1,4 +1,4 @@
-"""A turn of the assistant, collected from its parts: it is rendered the same way however a client sends it back."""
+"""Collects a turn of the assistant from its parts, so that it renders the same in every form that clients send."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AssistantTurn(Struct):
         self.calls.append({"function": function, "id": id, "type": "function"})
 
     def message(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The message as chat templates take it."""
         text = "".join(self.texts)
         found: dict[str, Any] = {"role": "assistant", "content": text or (None if self.calls else "")}
         if self.thoughts:

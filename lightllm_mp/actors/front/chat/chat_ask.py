@@ -1,4 +1,4 @@
-"""What a chat asks of the engine, whatever the API that it came in: tools, thinking, arguments of the template."""
+"""A chat's request to the engine, the same for every API: tools, reasoning, arguments of the template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ToolChoice:
 
     mode: Literal["auto", "none", "required"] = "auto"
     names: frozenset[str] | None = None
-    """The tools that it may, or must, call; None: any."""
+    """The tools that it may or must call; None: any."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class ChatAsk:
     """The answer may have several calls."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     reasoning: bool = True
-    """It is to be told from content."""
+    """Reasoning is separated from content."""
     add_generation_prompt: bool = True
     continue_final: bool = False
     template: str = ""
-    """The client's own; empty: the model's."""
+    """The client's own template; empty: the model's."""
     logprobs: bool = False
-    """The client sees those of the answer's tokens."""
+    """The client sees the logprobs of the answer's tokens."""
     stops: tuple[str, ...] = ()
-    """Stop strings that the answer is to end with: the client is told which one it was."""
+    """Stop strings; the client learns which one ended the answer."""
 
     @cached_property
     def reply(self) -> ReplyForm:
-        """How the answer is read. Raises InvalidRequest for a choice of tools that there are not."""
+        """How to read the answer. Raises InvalidRequest for a choice of unknown tools."""
         form = reply_form(
             self.facts.chat,
             self._callable(),
@@ -87,7 +87,7 @@ class ChatAsk:
         return replace(terms, guide=guide and replace(guide, jump=not self.logprobs))
 
     def _guide(self, wanted: Guide | None) -> Guide | None:
-        """What the answer must be: what the client wants, or calls of tools. Reasoning before it is free."""
+        """The constraint on the answer: the client's, or calls of tools. Reasoning before it is free."""
         chat, tools = self.facts.chat, self.reply.tools
         after = "" if self._thought else reasoning_end(Formats(reasoning=chat.reasoning)) or ""
         required = self.choice is not None and self.choice.mode == "required"
@@ -108,13 +108,13 @@ class ChatAsk:
 
     @property
     def _thought(self) -> bool:
-        """The prompt ends behind reasoning."""
+        """Whether the prompt ends behind reasoning."""
         default, on, off = self.facts.chat.thought
         return default if self._thinking is None else on if self._thinking else off
 
     @property
     def _thinking(self) -> bool | None:
-        """What the client asks of the template; None: nothing."""
+        """The client's choice of reasoning for the template; None: no choice."""
         found = self.template_arguments.get("enable_thinking", self.template_arguments.get("thinking"))
         return found if isinstance(found, bool) else None
 
@@ -132,7 +132,7 @@ class ChatAsk:
 
 
 def _schema_of(guide: Guide | None) -> dict[str, Any] | None:
-    """The schema of answers that are not calls. Raises InvalidRequest for a constraint that is none."""
+    """The schema of answers that are not calls. Raises InvalidRequest for an invalid constraint."""
     match guide:
         case None:
             return None

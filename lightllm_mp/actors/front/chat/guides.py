@@ -29,7 +29,7 @@ class NamedSchema(Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    """It is always kept."""
+    """The answer always follows the schema."""
 
 
 class JsonSchemaFormat(Struct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
 class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
-    """vLLM's. One of them."""
+    """vLLM's field; one of its members is given."""
 
     json: Raw = NULL
     regex: GuideText | None = None

@@ -1,4 +1,4 @@
-"""An answer as content, reasoning and tool calls, whatever the dialect that shows it."""
+"""Reads an answer as content, reasoning and tool calls, for every dialect."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class ReplyForm(Struct, frozen=True, array_like=True):
     thinking: bool = False
     """The prompt ends within reasoning."""
     one_call: bool = False
-    """The answer ends with its first call: what follows is left out."""
+    """The answer ends with its first call; later text is left out."""
     stops: tuple[str, ...] = ()
-    """Stop strings that are left in the text (`Output.keep_stop`), and are cut off here."""
+    """Stop strings that stay in the text (`Output.keep_stop`); they are cut off here."""
 
     @property
     def plain(self) -> bool:
-        """All of it is content."""
+        """Whether all text is content."""
         return not (self.formats.reasoning or self.formats.tool_calls)
 
 
 def reply_form(facts: ChatFacts, tools: Sequence[Tool], *, reasoning: bool, thinking: bool | None) -> ReplyForm:
-    """`reasoning`: it is to be told from content, where content can do without. `thinking`: what the client asks of the
-    template; None: nothing."""
+    """`reasoning`: separate it from content, if content can do without it. `thinking`: the client's choice for the
+    template; None: no choice."""
     default, on, off = facts.thinking
     told = reasoning or Formats(reasoning=facts.reasoning).harmony
     formats = Formats(facts.tool_calls if tools else None, facts.reasoning if told else None)
@@ -68,7 +68,7 @@ class ReplyReader:
 
     @property
     def stop_string(self) -> str | None:
-        """The one of the form's `stops` that ended the answer."""
+        """The string of the form's `stops` that ended the answer."""
         return self._stop.found if self._stop is not None else None
 
     def read(self, event: Event) -> list[Delta]:
@@ -91,7 +91,7 @@ class ReplyReader:
         return kept
 
     def _is_more(self, delta: Delta) -> bool:
-        """It belongs to what follows the first call."""
+        """Whether the delta follows the first call."""
         return delta.index > 0 if isinstance(delta, ToolCallBegin | ToolArguments) else self.calls > 0
 
     def finish_reason(self, event: Event) -> str | None:

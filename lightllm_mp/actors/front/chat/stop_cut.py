@@ -1,4 +1,4 @@
-"""Cuts the stop string off an answer that ends with it, and tells which one it was."""
+"""Cuts the stop string off an answer that ends with it, and says which one it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lightllm_mp.text.stop_strings import StopStrings
 
 
 class StopCut:
-    """Reads the text of one answer, in pieces, that the engine was told to leave the stop string in."""
+    """Reads the text of one answer, in pieces, in which the engine left the stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = StopStrings(stops)
@@ -17,7 +17,7 @@ class StopCut:
         """The stop string that ended the text."""
 
     def cut(self, text: str, *, last: bool) -> str:
-        """What may be shown after this piece. `last`: no other one follows."""
+        """The text to show after this piece. `last`: no other piece follows."""
         if self.found is not None:
             return ""
         held, whole = len(self._held), self._held + text

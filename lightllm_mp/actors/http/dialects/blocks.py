@@ -1,4 +1,4 @@
-"""An answer as blocks that follow each other: reasoning, text, calls. Dialects with typed events show them."""
+"""Splits an answer into consecutive blocks: reasoning, text, calls. Dialects with typed events show them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class BlockReader:
                     yield from self._text("call", text)
 
     def end(self) -> Iterator[BlockStep]:
-        """The answer has ended."""
+        """Ends the answer."""
         if self._open is not None:
             yield BlockEnd(self._open)
             self._open = None

@@ -1,4 +1,4 @@
-"""The messages of a chat in OpenAI's form: checked, and brought into the form that chat templates take."""
+"""Checks the messages of a chat in OpenAI's form and converts them for chat templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 19
 PARAM = "messages"
 JOINED = b'"data:video/jpeg;base64,'
-"""Begins a text of several frames."""
+"""The beginning of a text with several frames."""
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +57,7 @@ class Part(Struct, frozen=True):
 
 
 class ReadChat(Struct):
-    """What the messages hold."""
+    """The content of the messages."""
 
     messages: list[dict[str, Any]] = []
     """For the template."""

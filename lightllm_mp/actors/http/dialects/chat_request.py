@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the body, and what the engine is asked for."""
+"""POST /v1/chat/completions: the body, and the request to the engine."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def chat_body(data: bytes) -> ChatBody:
 
 
 class ChatRequest:
-    """A body that is being turned into a request of the engine. `facts`: of the model; `open_templates`: the operator
-    allows clients' templates."""
+    """Turns a body into a request to the engine. `facts`: of the model; `open_templates`: the operator allows clients'
+    templates."""
 
     def __init__(self, body: ChatBody, facts: Facts, *, open_templates: bool) -> None:
         self._body = body

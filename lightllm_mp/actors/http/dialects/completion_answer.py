@@ -18,7 +18,7 @@ class CompletionForm(ChoicesForm, frozen=True, tag="completion"):
     prompt_logprobs: bool = False
     echo: bool = False
     silent: bool = False
-    """Nothing of the answer is shown but the echo."""
+    """Only the echo is shown."""
     n: int = 1
     """Choices of each prompt; the most likely ones if there are more answers."""
 

@@ -1,4 +1,4 @@
-"""POST /v1/completions: the body, and what the engine is asked for."""
+"""POST /v1/completions: the body, and the request to the engine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class CompletionBody(OpenAIBody, frozen=True):
     suffix: str | None = None
     """What follows the answer, for models that can fill in."""
     echo: bool | None = None
-    """The answer begins with the prompt; with max_tokens 0 it is nothing else."""
+    """The answer begins with the prompt; with max_tokens 0 it is only the prompt."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     best_of: Choices | None = None
-    """So many answers are made, and the n most likely ones are shown."""
+    """Number of answers that are made; the n most likely ones are shown."""
 
 
 _bodies = msgspec.json.Decoder(CompletionBody)
@@ -77,7 +77,7 @@ async def prompts(body: CompletionBody, facts: ChatFacts, max_input: int) -> lis
 
 
 async def split_prompts(raw: Raw, name: str, most: int) -> list[Raw]:
-    """The prompts of a body: of a text or of token ids one, of a list of them each. Raises InvalidRequest."""
+    """The prompts of a body: one for a text or token ids, one for each item of a list. Raises InvalidRequest."""
     start = bytes(memoryview(raw)[:64]).replace(b" ", b"").replace(b"\n", b"")[:2]
     if start not in (b'["', b"[["):
         return [raw]

@@ -1,4 +1,4 @@
-"""All forms of answers, as they are kept with their requests."""
+"""All forms of answers, as requests keep them."""
 
 from __future__ import annotations
 

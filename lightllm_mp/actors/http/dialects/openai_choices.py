@@ -1,4 +1,4 @@
-"""What answers of /v1/chat/completions and /v1/completions have in common: objects with choices, and their stream."""
+"""Shared by the answers of /v1/chat/completions and /v1/completions: objects with choices, and their stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChoicesWriter(StreamWriter, Generic[Live]):
     """`name`, `kind`: of the object. `part`: what a chunk's choice shows, `delta` or `text`."""
 
     RUNNING = b',"logprobs":null,"finish_reason":null}]}\n\n'
-    """The end of a chunk that shows nothing else."""
+    """The end of a chunk without other content."""
 
     def __init__(self, form: ChoicesForm, live: Live, name: str, kind: bytes, part: bytes) -> None:
         self._live, self._usage_at_end, self._timed = live, form.usage, form.timings
@@ -44,7 +44,7 @@ class ChoicesWriter(StreamWriter, Generic[Live]):
         null = b',"usage":null' if form.usage and not form.continuous_usage else b""
         choice = b',"choices":[{"index":%%d,"%b":%%b' % part
         self._chunk = b"data: " + self._head.replace(b"%", b"%%") + null + choice
-        """Of an index and the JSON of what is shown."""
+        """A choice from its index and the JSON of its content."""
 
     def end(self) -> bytes:
         if not (self._usage_at_end or self._timed):
@@ -55,7 +55,7 @@ class ChoicesWriter(StreamWriter, Generic[Live]):
         return b"data: %b\n\n" % failure(error)
 
     def _last_fields(self) -> bytes:
-        """The usage, and the timings where they are wanted."""
+        """The usage, and the timings if the client wants them."""
         timed = b',"timings":' + encode(timings(self._live)) if self._timed else b""
         return b',"usage":' + encode(self._usage()) + timed
 

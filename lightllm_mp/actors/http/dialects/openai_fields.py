@@ -36,9 +36,9 @@ Body = TypeVar("Body", bound=Struct)
 Label = Annotated[str, Meta(max_length=1024)]
 Labels = Annotated[dict[Label, Label], Meta(max_length=16)]
 FIELDS_BYTES = schema.PARAMETERS_BYTES
-"""Longest body beside its messages, prompt and tools: it is decoded while other clients wait."""
+"""Longest body without its messages, prompt and tools: other clients wait while it is decoded."""
 TOO_LONG = "prompt is too long"
-"""Clients know a prompt that does not fit by these words, of Anthropic's API: litellm, Claude Code."""
+"""Clients such as litellm and Claude Code recognise a prompt that does not fit by these words of Anthropic's API."""
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
@@ -98,6 +98,8 @@ class OpenAIBody(GuideFields, frozen=True, kw_only=True, forbid_unknown_fields=T
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Meta(ge=-MAX_ID, le=MAX_ID)] | None = None
     """As vLLM's: a lower value is served first."""
+    speculate: bool | None = None
+    """False: no tokens are drafted for this request."""
     request_id: Label | None = None
 
 
@@ -147,7 +149,7 @@ def _large_fields(names: frozenset[str]) -> msgspec.json.Decoder[Any]:
 
 
 def check_stream(body: OpenAIBody) -> None:
-    """Raises InvalidRequest for what only a stream has, or cannot have."""
+    """Raises InvalidRequest for fields that only a stream has or cannot have."""
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
     if body.prompt_logprobs is not None and body.stream:
@@ -186,6 +188,7 @@ def request_terms(body: OpenAIBody, tenant: bytes, *, max_tokens: int, top_logpr
         skip_special_tokens=body.skip_special_tokens is not False,
         add_spaces_between_special_tokens=body.spaces_between_special_tokens,
         priority=-(body.priority or 0),
+        speculate=body.speculate,
         **({"n": body.n} | more),
     )
     try:

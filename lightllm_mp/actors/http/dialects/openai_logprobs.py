@@ -22,8 +22,8 @@ def chat_logprobs(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 def token_text(event: Event) -> str:
-    """The token's own text where its alternatives tell it; else what it added to the answer, which may be less or more
-    where characters are split between tokens."""
+    """The token's own text if its alternatives give it; else the text that it added to the answer, which may be less or
+    more if characters are split between tokens."""
     return next((other.text for other in event.top if other.id == event.id), event.text)
 
 

@@ -1,4 +1,4 @@
-"""Reads a large field of a body piece by piece: other clients are served in between, and errors name the field."""
+"""Reads a large field of a body in pieces: other clients are served in between, and errors name the field."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightllm_mp.actors.http import schema
 from lightllm_mp.errors import InvalidRequest
 
 PIECE = 1 << 16
-"""Bytes that are decoded while other clients wait."""
+"""Bytes that are decoded without a pause for other clients."""
 MAX_ITEMS = 10_000
 """Of a list: messages of a chat, parts of a message."""
 MAX_LENIENT = 1 << 20
-"""Bytes of an object whose fields are looked at one by one."""
+"""Bytes of an object whose fields are read one by one."""
 UNKNOWN = "unknown field"
 LEAST = 64
-"""Bytes that a short piece counts as: it takes as long."""
+"""Least bytes that a short piece counts for: it takes as long."""
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
@@ -52,8 +52,8 @@ class PieceReader:
             raise
 
     def lenient(self, decoder: msgspec.json.Decoder[S], raw: Raw) -> S:
-        """Like `decode`, for a struct that forbids unknown fields, but they may be there if they are empty: clients
-        send answers back as they got them, with fields of other servers."""
+        """Like `decode`, for a struct that forbids unknown fields; empty ones are allowed: clients send answers back
+        unchanged, with fields of other servers."""
         try:
             return self.decode(decoder, raw)
         except InvalidRequest as error:

@@ -37,8 +37,8 @@ class PooledBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     request_id: Label | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_ID)] | None = None
-    """A text or document loses its end beyond so many tokens of the prompt; -1: beyond the longest prompt. Default: a
-    prompt that is too long is refused."""
+    """A text or document is cut at this many tokens of the prompt; -1: at the longest prompt. Default: a prompt that is
+    too long is refused."""
 
 
 class EmbeddingBody(PooledBody, frozen=True):
@@ -60,7 +60,7 @@ class RerankBody(PooledBody, frozen=True):
     documents: Raw
     """A list of texts or of `Document`s."""
     top_n: Annotated[int, Meta(ge=0, le=MAX_ID)] | None = None
-    """So many of the best are shown; 0 or absent: all."""
+    """Number of best documents to show; 0 or absent: all."""
     return_documents: bool | None = None
     """Default true."""
     max_tokens_per_doc: int | None = None
@@ -112,7 +112,7 @@ async def embedding_inputs(body: EmbeddingBody, max_input: int) -> list[str | by
 
 
 def cut_text(prompt: T, body: PooledBody, max_input: int) -> T:
-    """What will be cut anyway. No token of an ordinary text has as many characters."""
+    """Cuts text that would be cut anyway. No token of an ordinary text has as many characters."""
     if not body.truncate_prompt_tokens or not max_input:
         return prompt
     if isinstance(prompt, bytes):

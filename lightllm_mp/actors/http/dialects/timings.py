@@ -1,4 +1,4 @@
-"""How long the stages of an answer took (`return_timings`), with llama.cpp's names where it has one."""
+"""Times of an answer's stages (`return_timings`), with llama.cpp's names if it has them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lightllm_mp.actors.http.live_group import LiveGroup
 
 
 class Timings(Struct, frozen=True, omit_defaults=True):
-    """Of several answers, sums of tokens, and times from the first to the last of them. A repair counts as time of the
-    stage that it interrupts."""
+    """For several answers: sums of tokens, and times from the first to the last of them. A repair counts for the stage
+    that it interrupts."""
 
     queue_ms: float
     """From the arrival until the prefill begins: reading, tokenizing and waiting, also for images."""
@@ -19,13 +19,13 @@ class Timings(Struct, frozen=True, omit_defaults=True):
     cache_n: int
     """Those of them that were in the prefix cache."""
     prompt_ms: float
-    """From the begin of the prefill to the first token."""
+    """From the start of the prefill to the first token."""
     ttft_ms: float
     """From the arrival to the first token."""
     predicted_n: int
     """Tokens of the answer."""
     predicted_ms: float | None = None
-    """From the first token to the last. Not known of an answer that was complete when the front died."""
+    """From the first token to the last. Unknown for an answer that was complete when the front died."""
     prompt_per_second: float | None = None
     """Tokens that were computed."""
     predicted_per_second: float | None = None

@@ -1,4 +1,4 @@
-"""What a dialect of the API is: the form in which a route has promised an answer, and the writer of that form.
+"""The interface of a dialect: the form of an answer that a route has promised, and the writer of that form.
 
 A client that comes back gets the rest in the same form, so the form is kept with the request. A writer's state is a
 function of the form and the events: a new writer reads the events that the client has seen.
@@ -19,7 +19,7 @@ WARNING = "X-LightLLM-Warning"
 
 
 class AnswerForm(Struct, frozen=True, array_like=True, kw_only=True):
-    """`ignored`: names of what the client sent and this server does not honour.
+    """`ignored`: names of fields that the client sent and this server does not honour.
 
     Each form (forms.py) says whether it is `streamed`, and makes the `writer` of a request's answers.
     """
@@ -58,10 +58,10 @@ class StreamWriter(AnswerWriter):
     """Writes one answer, whole or as a stream: `begin`, `events`, `end`."""
 
     def seen(self, events: Sequence[Event]) -> None:
-        """The client has these events, the first ones, already."""
+        """Takes the first events, which the client has already."""
 
     def begin(self) -> bytes:
-        """What a stream begins with."""
+        """The beginning of a stream."""
         return b""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class StreamWriter(AnswerWriter):
         """Server-sent events, each to be written alone. `number`: of the first event, counted from 1."""
 
     def end(self) -> bytes:
-        """What a stream ends with when all answers have finished."""
+        """The end of a stream when all answers have finished."""
         return b""
 
     def failure(self, error: EngineError) -> bytes:

@@ -1,9 +1,9 @@
-"""The live view's feed: while somebody watches it asks the other actors once a second what they do, and makes one
-snapshot of it for all viewers. While nobody watches it keeps the history and does nothing else.
+"""The live view's feed. While there are viewers it asks the other actors once a second for their state and makes one
+snapshot for all viewers. Without viewers it only keeps the history.
 
-An event is encoded once. A viewer that reads slowly gets the newest event when it has read the one before, so what it
-holds is bounded by its connection's buffer. Nobody waits for viewers: questions and answers are lost where a lane is
-full, and an actor that does not answer within PATIENCE is not waited for.
+An event is encoded once. A slow viewer gets the newest event when it has read the one before, so its memory is bounded
+by the buffer of its connection. No actor waits for viewers: questions and answers are lost if a lane is full, and the
+feed waits at most PATIENCE for an answer.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MOST_VIEWERS = 8
 INTERVAL = 1.0
 """Seconds between two events."""
 SOONEST = 0.1
-"""Seconds after an event until the next one, if something important has changed."""
+"""Seconds between two events if something important has changed."""
 PATIENCE = 0.25
-"""Seconds for which answers are waited for."""
+"""Seconds to wait for answers."""
 RECENT = 10
 """Points of the history in an event, so that a viewer that lost some events has no gap."""
 
@@ -55,7 +55,7 @@ class LiveFeed:
         self._snapshot: LiveSnapshot | None = None
         self._event = b""
         self._task: asyncio.Task[None] | None = None
-        """Exists while somebody watches."""
+        """Exists while there are viewers."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -74,7 +74,7 @@ class LiveFeed:
         self._stop()
 
     def take(self, message: Wire) -> None:
-        """An answer to Inspect. One that came too late for its event is used if it is of the same sequences."""
+        """Takes an answer to Inspect. One that is too late for its event is used if it is about the same sequences."""
         match message:
             case EngineState():
                 self._told.engine = message
@@ -89,7 +89,7 @@ class LiveFeed:
             self._answered.set()
 
     def changed(self) -> None:
-        """A repair begins or ends, or the health changes: the next event does not wait for its time."""
+        """A repair begins or ends, or the health changes: the next event comes early."""
         self._changed.set()
 
     # --- the viewers' side ---
@@ -131,7 +131,7 @@ class LiveFeed:
             self._task = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Streams of this task end. A bug of the view ends no more than them."""
+        """Ends the streams of this task. A bug of the view ends nothing else."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the live view failed", exc_info=error)
         if task is self._task:
@@ -141,7 +141,7 @@ class LiveFeed:
         self._wake()
 
     def _wake(self) -> None:
-        """Let viewers look again; the next one waits for the next time."""
+        """Wakes the viewers; a later one waits for the next event."""
         self._published.set()
         self._published = asyncio.Event()
 
@@ -158,7 +158,7 @@ class LiveFeed:
                     await self._changed.wait()
 
     async def _look(self) -> None:
-        """Ask, wait for the answers, and publish an event."""
+        """Asks, waits for the answers, and publishes an event."""
         self._changed.clear()
         answers = shown(self._frontend)
         self._rids, self._told.scheduler = rids_of(answers), None

@@ -1,4 +1,4 @@
-"""What the engine did in each of the last seconds, from two pages of numbers in shared memory: no message is sent."""
+"""The engine's work in each of the last seconds, from two stats pages in shared memory, without a message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LiveHistory:
 
     @property
     def now(self) -> float:
-        """Seconds since 1970, of a clock that nobody sets."""
+        """Seconds since 1970, of a clock that never jumps."""
         return self._zero + monotonic()
 
     def router(self) -> Numbers:

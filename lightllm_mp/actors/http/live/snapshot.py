@@ -1,4 +1,4 @@
-"""Puts together what the front knows of its requests and what the other actors have said."""
+"""Combines the front's knowledge of its requests with the other actors' answers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lightllm_mp.actors.http.live.snapshot_schema import (
 from lightllm_mp.messages import MOST_SHOWN, EngineState, ImageCacheState, SchedulerState, ServerState
 
 STAGES: tuple[SequenceStage, ...] = ("tokenizing", "images", "constraint", "queued", "prefill", "decode")
-"""By the router's number of a stage."""
+"""Names of stages by the router's number."""
 
 
 @dataclass
 class Told:
-    """What the other actors have said last; None: nothing, or they do not answer."""
+    """The other actors' last answers; None: none yet, or they do not answer."""
 
     engine: EngineState | None = None
     scheduler: SchedulerState | None = None
@@ -43,7 +43,7 @@ class Told:
 
 
 def shown(frontend: ResumableTable) -> list[Answer]:
-    """The answers that are shown one by one."""
+    """The answers that are listed one by one."""
     return list(islice((answer for live in frontend.requests for answer in live.answers), MOST_SHOWN))
 
 
@@ -62,7 +62,7 @@ def snapshot(
     viewers: int,
     history: list[HistoryPoint],
 ) -> LiveSnapshot:
-    """`answers`: those of `shown`, as the router was asked for them. `numbers`: the router's page."""
+    """`answers`: those of `shown`, for which the router was asked. `numbers`: the router's page."""
     engine = told.engine
     return LiveSnapshot(
         number,

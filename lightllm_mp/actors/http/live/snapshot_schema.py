@@ -1,4 +1,4 @@
-"""What GET /live/events sends: each event is one `LiveSnapshot`. Times are seconds and sizes bytes, where not said."""
+"""The events of GET /live/events: each is one `LiveSnapshot`. Times are in seconds and sizes in bytes, unless said."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightllm_mp.messages import ActorCondition, ServerState
 class EngineSnapshot(Struct, frozen=True):
     state: ServerState
     trouble: str
-    """Why it does not serve now; empty if it does."""
+    """Why the server does not serve now; empty if it does."""
     draining: bool
     epoch: int
     """Grows with each repair."""
@@ -24,7 +24,7 @@ class EngineSnapshot(Struct, frozen=True):
 
 
 class ActorSnapshot(Struct, frozen=True):
-    """A process. `away`: its restart budget is spent, so what needs it is refused; `silent`: it does not answer."""
+    """A process. `away`: its restart budget is spent, and requests that need it fail; `silent`: it does not answer."""
 
     name: str
     state: ActorCondition
@@ -38,10 +38,10 @@ class ActorSnapshot(Struct, frozen=True):
     doing: str
     """The stage of its start."""
     done: int
-    """Of `total` bytes of this stage; 0 of 0: it is not measured in bytes."""
+    """Bytes of this stage that are done, of `total`; 0 of 0: the stage is not measured in bytes."""
     total: int
     wait: float
-    """Of silence, or until it is started again."""
+    """Seconds of silence, or until the next start."""
     cpu_seconds: float
     """CPU time that the process has used."""
     memory: int
@@ -85,7 +85,7 @@ class KvSnapshot(Struct, frozen=True):
     states_total: int
     """Most such copies; 0: the model has no recurrent layers, or keeps none."""
     owners: bytes
-    """1 + index among `requests.rows` of one that holds slots of the cell; 255: of one that is not shown; 0: none."""
+    """1 + index in `requests.rows` of an answer that holds slots of the cell; 255: one that is not listed; 0: none."""
 
 
 SequenceStage = Literal[
@@ -94,7 +94,7 @@ SequenceStage = Literal[
 
 
 class SequenceSnapshot(Struct, frozen=True):
-    """One answer of a request, the first of which have been here longest."""
+    """One answer of a request; the list begins with the oldest."""
 
     rid: str
     """Decimal; JavaScript has no integers of 62 bits."""
@@ -106,8 +106,8 @@ class SequenceSnapshot(Struct, frozen=True):
     """The holder of its key, as in the access log; empty without keys."""
     task: Literal["generate", "embed", "score"]
     stage: SequenceStage
-    """`repair`: it is submitted again after the repair; `quarantine`: it waits until another one, which may have ended
-    a process, is answered; `delivering`: it is complete, and its client reads."""
+    """`repair`: it is submitted again after the repair; `quarantine`: it waits for another request that may have ended
+    a process; `delivering`: it is complete, and its client reads."""
     prompt: int
     """Tokens of its prompt; 0: not known yet."""
     cached: int
@@ -129,7 +129,7 @@ class SequenceSnapshot(Struct, frozen=True):
 
 class RequestsSnapshot(Struct, frozen=True):
     live: int
-    """Requests that are accepted and not answered to the end, those that still arrive among them."""
+    """Requests that are accepted and not completely answered, including those that still arrive."""
     most_live: int
     retained: int
     """Answers that are kept for clients that may come back."""
@@ -207,6 +207,6 @@ class LiveSnapshot(Struct, frozen=True):
     kv: KvSnapshot
     requests: RequestsSnapshot
     images: ImagesSnapshot | None
-    """Null: none are served, or the visual actor does not answer."""
+    """Null: the server takes no images, or the visual actor does not answer."""
     history: list[HistoryPoint]
-    """In the first event the last minutes, in others the last seconds: put them together by `at`."""
+    """The last minutes in the first event, the last seconds in others; join them by `at`."""

@@ -1,4 +1,4 @@
-"""The forms of answers, for the document: dialects write them piece by piece, and a test compares."""
+"""The forms of answers for the document: dialects write them in pieces, and a test compares them."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class ModelName(Struct):
 
 
 class HealthAnswer(Struct):
-    """`reason` where it is not well; `unavailable`: actors without which the others go on."""
+    """`reason` if the server is unhealthy; `unavailable`: missing actors without which the others go on."""
 
     message: Literal["Ok", "Error"]
     reason: str | UnsetType = UNSET

@@ -1,5 +1,5 @@
-"""What the fields hold that are decoded only when they are needed: for a decoder they are `Raw`, for clients they are
-of these types. A type may stand within a JSON schema, where msgspec has no union for it."""
+"""Types of fields that are decoded later: for a decoder they are `Raw`, for clients they have these types. A type may
+stand in a JSON schema if msgspec has no union for it."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ DEFERRED: dict[type[Struct], dict[str, Any]] = {
 
 
 def _only(name: str, *others: str) -> dict[str, Any]:
-    """The field is given, and the others are not."""
+    """The field is given and the others are not."""
     absent = {other: {"type": "null"} for other in others}
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}} | absent}
 
@@ -181,11 +181,11 @@ REFINED: dict[type[Struct], dict[str, Any]] = {
         ],
     },
 }
-"""What holds for several fields of a struct together."""
+"""A rule for several fields of a struct together."""
 
 
 def deferred(struct: type[Struct]) -> dict[str, Any]:
-    """The fields of a struct, and of its bases, that hold more than its types say."""
+    """The fields of a struct and its bases that hold more than their types say."""
     found: dict[str, Any] = {}
     for base in reversed(struct.__mro__):
         found |= DEFERRED.get(base, {})

@@ -37,7 +37,7 @@ STATUSES = {
 }
 EVERY = (400, 401, 403)
 WORK = (408, 413, 415, 429, 500, 503, 504)
-"""What a request with a body may get besides."""
+"""Further statuses of a request with a body."""
 SECURITY: list[Json] = [{"bearer": []}, {"key": []}]
 _PLACE = re.compile(r"{(\w+)(?::[^}]*)?}")
 
@@ -84,7 +84,7 @@ def document(table: Sequence[Route]) -> Json:
 
 
 def plain(pattern: str) -> str:
-    """The path of a route, without the forms of its places."""
+    """The path of a route, without the patterns of its parameters."""
     return _PLACE.sub(r"{\1}", pattern)
 
 

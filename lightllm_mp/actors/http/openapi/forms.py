@@ -30,7 +30,7 @@ class Forms:
     text: bool = False
     """It answers with plain text."""
     resumes: bool = False
-    """It goes on with an answer that there is, after the event of Last-Event-ID."""
+    """It continues an existing answer after the event of Last-Event-ID."""
 
 
 RERANK = Forms(body=RerankBody, answer=answers.Ranking)

@@ -35,7 +35,7 @@ SIMPLE = {
 
 
 class Components:
-    """Schemas of the structs that were asked for, and of those within them."""
+    """Schemas of the requested structs and of those within them."""
 
     def __init__(self) -> None:
         self.schemas: dict[str, Json] = {}

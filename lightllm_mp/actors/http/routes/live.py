@@ -1,4 +1,4 @@
-"""GET /live/events: what the engine does, for people who watch."""
+"""GET /live/events: the engine's state, once a second."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ GAUGES = {
     "kv_cached": ("cache_length",),
     "kv_total": ("kv_capacity_tokens",),
     "expected_tokens": ("expected_tokens",),
+    "kv_window_used": ("kv_window_used_tokens",),
+    "kv_window_total": ("kv_window_capacity_tokens",),
     "state_checkpoints": ("state_checkpoints",),
     "state_checkpoints_used": ("state_checkpoints_used",),
 }
@@ -42,11 +44,14 @@ COUNTERS = {
     "admitted": ("admitted_sequences",),
     "evicted_tokens": ("kv_evicted_tokens",),
     "invalid_logits": ("invalid_logits",),
+    "draft_tokens": ("spec_decode_num_draft_tokens",),
+    "accepted_tokens": ("spec_decode_num_accepted_tokens",),
 }
 RATIOS = {
     "kv_cache_usage_perc": ("kv_used", "kv_total"),
     "cache_ratio": ("kv_cached", "kv_total"),
     "cache_hit_rate": ("prefix_hit_tokens", "prefix_queries_tokens"),
+    "spec_decode_draft_acceptance_rate": ("accepted_tokens", "draft_tokens"),
 }
 IMAGE_GAUGES = {
     "items": "image_cache_items",

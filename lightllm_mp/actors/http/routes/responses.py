@@ -1,5 +1,5 @@
-"""OpenAI's /v1/responses. A response that is stored is a request that the front keeps for longer than others: so it
-outlives a death of this process, with the journal's record of it."""
+"""OpenAI's /v1/responses. A stored response is a request that the front keeps longer than others: the journal's record
+of it outlives this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a step's tokens are cut into chunks of the delta rule."""
+"""Cuts a step's tokens into chunks of the delta rule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _chunks(batch: Batch) -> DeltaChunks:
     apart, counts = not batch.state_saves, start.diff()
     owner = torch.arange(batch.sequences, device=device).repeat_interleave(counts, output_size=batch.tokens)
     index = torch.arange(batch.tokens, dtype=torch.int32, device=device) - start[owner]
-    # Segments end where a sequence does, or a state is kept; of two that end at one token the kept one comes first.
+    # A segment ends where a sequence ends or a state is kept; of two that end at one token the kept one comes first.
     ends, places = start[1:], torch.full_like(start[1:], NOWHERE)
     if batch.state_saves:
         saves = _upload(torch.tensor(batch.state_saves, dtype=torch.int32), device)

@@ -1,4 +1,4 @@
-"""The convolution before the delta rule, with its activation and the lengths of queries and keys."""
+"""The convolution before the delta rule, with its activation and the normalisation of queries and keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 TOKENS = 16
-"""Tokens of a program in steps of many."""
+"""Tokens of a program in a step with many tokens."""
 
 
 def convolve(
@@ -24,7 +24,7 @@ def convolve(
     layout: DeltaLayout,
     token_rows: Tensor | None,
 ) -> Tensor:
-    """[tokens, channels]: queries, keys and values, where queries and keys are of length 1, and queries scaled.
+    """[tokens, channels]: queries, keys and values; queries and keys have length 1, and queries are scaled.
 
     Reads the states only. `token_rows`: row and index of each token (`DeltaChunks`); None: each is alone in its
     sequence.

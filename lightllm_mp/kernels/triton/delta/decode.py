@@ -22,7 +22,7 @@ def decode(
     batch: Batch,
     layout: DeltaLayout,
 ) -> None:
-    """Fills the rows of `out` of sequences with one new token, and moves their states on. `mixed` is of `convolve`."""
+    """Fills the rows of `out` of sequences with one new token and advances their states. `mixed`: from `convolve`."""
     _decode_kernel.launch(
         (layout.value_heads, batch.sequences, 1),
         _decode_kernel.arguments(

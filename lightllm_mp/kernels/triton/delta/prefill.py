@@ -1,7 +1,7 @@
 """The gated delta rule for many new tokens, in chunks (arXiv 2412.06464, section 3.3).
 
 Within a chunk let G_i be the sum of the logarithms of the decays up to token i, and
-A_ij = beta_i exp(G_i - G_j) k_i . k_j for j < i. With T = (I + A)^-1, what the tokens add to the state S before it is
+A_ij = beta_i exp(G_i - G_j) k_i . k_j for j < i. With T = (I + A)^-1, the tokens add to the state S before the chunk
 
     U = T (beta V) - T (beta exp(G) K) S = `added` - `seen` S
 
@@ -31,7 +31,7 @@ COLUMNS, LEAST_COLUMNS = 32, 16
 
 
 class ChunkFactors(NamedTuple):
-    """What of the chunks does not depend on the state (see above)."""
+    """The parts of the chunks that do not depend on the state (see above)."""
 
     sums: Tensor
     """G of each token [tokens, value heads] float32."""
@@ -52,7 +52,7 @@ def prefill(
     layout: DeltaLayout,
     chunks: DeltaChunks,
 ) -> None:
-    """Fills the rows of `out` of all tokens in chunks, and moves the states of their sequences on."""
+    """Fills the rows of `out` of all tokens in chunks and advances the states of their sequences."""
     factors = _factors(mixed, ba, weights, layout, chunks)
     _scan(mixed, projected, factors, out, weights, state, batch, layout, chunks)
     _norm_kernel.launch(
@@ -169,7 +169,7 @@ def _factor_kernel(
     VALUE_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What of a chunk does not depend on the state: G, T (beta exp(G) K) and T (beta V)."""
+    """The parts of a chunk that do not depend on the state: G, T (beta exp(G) K) and T (beta V)."""
     KEYS: tl.constexpr = HEADS // TIMES * KEY_DIM
     CHANNELS: tl.constexpr = 2 * KEYS + HEADS * VALUE_DIM
     head, tile = tl.program_id(0), tl.program_id(1)
@@ -231,7 +231,7 @@ def _scan_kernel(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Takes a sequence's state, some columns of one head, through its chunks."""
+    """Advances some columns of one head of a sequence's state through its chunks."""
     KEYS: tl.constexpr = HEADS // TIMES * KEY_DIM
     CHANNELS: tl.constexpr = 2 * KEYS + HEADS * VALUE_DIM
     column, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)

@@ -1,4 +1,4 @@
-"""What the kernels of the delta rule share: the factors of a token, the inputs of the convolution, the gated norm."""
+"""Shared by the kernels of the delta rule: the factors of a token, and the convolution's inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def log_decay(ba, dt_bias, decay, token, head, there, HEADS: tl.constexpr):
-    """Logarithms of the decays of tokens, and their betas; 0 where there is no token."""
+    """Logarithms of the decays of tokens, and their betas; 0 without a token."""
     start = ba + token.to(tl.int64) * (2 * HEADS) + head
     b = tl.load(start, mask=there, other=0.0)
     a = tl.load(start + HEADS, mask=there, other=0.0) + tl.load(dt_bias + head)

@@ -24,7 +24,7 @@ from lightllm_mp.kernels.triton.linear.tuned_linear import (
 
 GROUP = 128
 """Inputs that share a scale."""
-ROWS_EACH = 4
+ROWS_EACH = 8
 """Rows of which a program rounds one group."""
 
 
@@ -59,7 +59,7 @@ def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
                 GROUP=GROUP,
                 LARGEST=LARGEST["fp8"],
             ),
-            warps=1,
+            warps=2,
         )
     return values, scales
 

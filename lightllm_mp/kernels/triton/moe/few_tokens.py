@@ -11,8 +11,9 @@ from lightllm_mp.kernels.table import ExpertBiases
 from lightllm_mp.kernels.triton.activations import ACTIVATIONS, gated
 from lightllm_mp.kernels.triton.block_sizes import next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
+from lightllm_mp.kernels.triton.moe import tuned_moe
 from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix
-from lightllm_mp.kernels.triton.moe.tuned_moe import ALONE_DOWN, ALONE_GATE_UP, AloneBlocks
+from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks
 
 
 def experts_alone(
@@ -27,7 +28,7 @@ def experts_alone(
     tokens, k = x.shape
     n, top_k = down.values.shape[2], numbers.shape[1]
     hidden, out = x.new_empty((tokens * top_k, n)), torch.empty_like(x)
-    each, at, warps = _fitting(ALONE_GATE_UP, k, gate_up.group)
+    each, at, warps = _fitting(tuned_moe.ALONE_GATE_UP, k, gate_up.group)
     _gate_up_kernel.launch(
         (triton.cdiv(n, each), tokens * top_k, 1),
         _gate_up_kernel.arguments(
@@ -49,7 +50,7 @@ def experts_alone(
         ),
         warps=warps,
     )
-    each, at, warps = _fitting(ALONE_DOWN, n, down.group)
+    each, at, warps = _fitting(tuned_moe.ALONE_DOWN, n, down.group)
     _down_kernel.launch(
         (triton.cdiv(k, each), tokens, 1),
         _down_kernel.arguments(

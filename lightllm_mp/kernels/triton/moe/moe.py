@@ -22,6 +22,7 @@ from lightllm_mp.kernels.triton.moe.expert_matrix import ExpertMatrix, expert_ma
 from lightllm_mp.kernels.triton.moe.expert_tiles import expert_tiles
 from lightllm_mp.kernels.triton.moe.few_tokens import experts_alone
 from lightllm_mp.kernels.triton.moe.mxfp4 import MXFP4, Mxfp4Experts
+from lightllm_mp.kernels.triton.moe.mxfp4_few import packed_experts_alone
 
 SUM_BLOCK = 1024
 
@@ -50,9 +51,11 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
     if tokens == 0:
         return torch.empty_like(x)
     gate_up, down, biases = prepared
-    packed = True
-    if isinstance(gate_up, ExpertMatrix) and isinstance(down, ExpertMatrix):
-        packed = False
+    packed = isinstance(gate_up, Mxfp4Experts) or isinstance(down, Mxfp4Experts)
+    if isinstance(gate_up, Mxfp4Experts) and isinstance(down, Mxfp4Experts):
+        if tokens <= tuned_moe.PACKED_ALONE_TOKENS and x.dtype != torch.float32:
+            return packed_experts_alone(x, gate_up, down, biases, weights, numbers, activation)
+    elif isinstance(gate_up, ExpertMatrix) and isinstance(down, ExpertMatrix):
         if tokens <= tuned_moe.ALONE_TOKENS and x.dtype != torch.float32:
             return experts_alone(x, gate_up, down, biases, weights, numbers, activation)
         if in_8_bits(x, tokens, gate_up, down):

@@ -38,6 +38,10 @@ ALONE_TOKENS = 1
 """Steps of up to so many tokens in 16 bits are multiplied token by token."""
 ALONE_GATE_UP = AloneBlocks(1, 2048, 8)
 ALONE_DOWN = AloneBlocks(1, 2048, 8)
+PACKED_ALONE_TOKENS = 1
+"""The same for weights in MXFP4; not measured."""
+PACKED_ALONE_GATE_UP = AloneBlocks(4, 2048, 4)
+PACKED_ALONE_DOWN = AloneBlocks(8, 2048, 4)
 
 Table = dict[int, list[tuple[float, ExpertBlocks]]]
 """By bytes per element: the largest mean number of rows per expert, and the blocks for it."""

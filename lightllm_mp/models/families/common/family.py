@@ -22,7 +22,7 @@ INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 EXPERT = re.compile(r"model\.layers\.\d+\.mlp\.experts\.\d+\.")
 """Begins the names of an expert's own tensors."""
 GGUF_FREQS = r"^rope_freqs\.weight$"
-"""A tensor of GGUF files that the rotary options are read from."""
+"""A tensor of GGUF files that gives rotary options."""
 
 MTP_LAYERS = 8
 
@@ -42,7 +42,7 @@ class Family:
     model_types: tuple[str, ...]
     """Values of `model_type` in config.json."""
     detect: Callable[[Mapping[str, Any]], bool] | None = None
-    """Claims a config.json by other keys, before `model_type` is looked at."""
+    """Claims a config.json by other keys, before `model_type` counts."""
     read_hf: Callable[[dict[str, Any]], ModelSpec]
     """The spec of a config.json, which has generation_config.json under the key `generation_config`."""
     hf_weights: Callable[[ModelSpec], list[Param]]

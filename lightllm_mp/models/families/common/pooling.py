@@ -1,4 +1,4 @@
-"""What the files of a folder say about embeddings and scores: the modules of sentence-transformers, and classifiers."""
+"""Reads a folder's files about embeddings and scores: modules of sentence-transformers, and classifiers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightllm_mp.plan import MAX_ROW
 TAKES: dict[str, Take] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 """Modes of a Pooling module that are served."""
 FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-"""Keys of older files whose mode is not what follows the first two words."""
+"""Keys of older files whose mode differs from the words behind the first two."""
 PAIRS = {
     "qwen3": (
         "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -27,7 +27,7 @@ PAIRS = {
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
 }
-"""By family: how its rerankers are asked."""
+"""By family: the prompt of its rerankers."""
 MATRYOSHKA = ("qwen3",)
 """Families whose embeddings may be cut, though their files do not say so."""
 
@@ -35,7 +35,7 @@ MATRYOSHKA = ("qwen3",)
 def with_pooling(
     spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str = "auto", score_tokens: tuple[str, ...] = ()
 ) -> ModelSpec:
-    """The spec with the pooling that the folder's files say, else `task` and `score_tokens` (see `ModelConfig`), else
+    """The spec with the pooling of the folder's files, else of `task` and `score_tokens` (see `ModelConfig`), else of
     the family.
 
     Raises ModelError for modules that are not served, and where the model does not do the task.
@@ -64,7 +64,7 @@ def with_pooling(
 
 
 def _told(spec: ModelSpec, config: Mapping[str, Any], folder: Path, task: str) -> PoolingSpec:
-    """What the operator says of a folder without files about pooling."""
+    """The operator's choice for a folder without files about pooling."""
     if task == "embed":
         return PoolingSpec(task="embed", width=spec.hidden, normalize=True, shorter=_shorter(config, spec.family))
     if spec.family not in PAIRS:
@@ -83,14 +83,14 @@ def _judge(spec: ModelSpec, folder: Path, tokens: tuple[str, ...], pairs: str) -
 
 
 def _token_id(folder: Path, token: str) -> int:
-    """The id that a decimal number says, else of the token that tokenizer.json spells so. ModelError: it has none."""
+    """The id of a decimal number, else of the token with this spelling in tokenizer.json. Raises ModelError."""
     if token.isascii() and token.isdecimal():
         return int(token)
     said = read_json(folder / "tokenizer.json")
     for entry in said.get("added_tokens") or ():
         if entry["content"] == token:
             return int(entry["id"])
-    vocabulary = said["model"]["vocab"]  # a list of pairs where the model is Unigram
+    vocabulary = said["model"]["vocab"]  # a list of pairs if the model is Unigram
     ids = vocabulary if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
     if token not in ids:
         raise ModelError(f"--score-tokens: tokenizer.json has no token {token[:64]!r}; give its id")
@@ -110,7 +110,7 @@ def classifier(config: Mapping[str, Any], **fields: Any) -> PoolingSpec:
 
 
 def pooled_weights(spec: ModelSpec, params: list[Param]) -> list[Param]:
-    """`params` without the head, and with the score's weights where the family's rules have none."""
+    """`params` without the head, and with the score's weights if the family's rules have none."""
     pooling = spec.pooling
     if pooling is None:
         return params
@@ -177,7 +177,7 @@ def _shorter(config: Mapping[str, Any], family: str) -> tuple[int, ...] | None:
 
 
 def _token_score(spec: ModelSpec, folder: Path, module: str, told: tuple[str, ...]) -> PoolingSpec:
-    """`told`: the operator's tokens in place of the module's."""
+    """`told`: the operator's tokens, which replace the module's."""
     template = folder / "chat_template.jinja"
     chat = template.is_file() and "document" in template.read_text(errors="replace")
     pairs = "chat" if chat else PAIRS.get(spec.family, "")
@@ -191,7 +191,7 @@ def _token_score(spec: ModelSpec, folder: Path, module: str, told: tuple[str, ..
 
 
 def _is_raw(config: Mapping[str, Any], folder: Path) -> bool:
-    """Whether sentence-transformers shows a classifier's number as it is, and not its sigmoid."""
+    """Whether sentence-transformers shows a classifier's number itself and not its sigmoid."""
     path = folder / "config_sentence_transformers.json"
     said = {**(config.get("sentence_transformers") or {}), **(read_json(path) if path.is_file() else {})}
     name = said.get("activation_fn") or config.get("sbert_ce_default_activation_function") or "Sigmoid"

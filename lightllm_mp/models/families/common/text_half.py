@@ -1,8 +1,8 @@
-"""What a family says about its tokenizer and chat format, where the files of a folder do not say it.
+"""A family's declaration of its tokenizer and chat format, for what a folder's files leave out.
 
-The families' own Python files (tokenization_*.py, the chat functions in modeling_*.py) are never run; what the family
-files declare is taken from them. Where two generations of a family share all names, these files are read as text, if
-present, to tell the generation. Imports neither torch nor `tokenizers`: every process reads the registry.
+The folders' Python files (tokenization_*.py, the chat functions in modeling_*.py) are never run; the declarations were
+derived from them. If two generations of a family share all names, these files are read as text to distinguish the
+generations. Imports neither torch nor `tokenizers`: every process reads the registry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SYSTEM_FIRST = (
 )
 END_EACH = "{% endfor %}"
 NO_OTHER = "{% else %}{{ raise_exception('this model has no role ' ~ role) }}{% endif %}" + END_EACH
-"""Parts of the families' chat templates, in Jinja for the sandbox of text/chat.py.
+"""Parts of the families' chat templates, in Jinja for the sandbox of text/chat/.
 
 The templates render what the families' own chat functions build, with two wanted differences: a special token that a
 message spells out is read as that token, and a system message is placed first where upstream has none.
@@ -46,7 +46,7 @@ class ModelFolder:
     """generation_config.json"""
 
     def mentions(self, name: str, words: str) -> bool:
-        """True where the file `name` exists and contains `words`. The file is read, never run."""
+        """Whether the file `name` exists and contains `words`. The file is read, never run."""
         try:
             with (self.path / name).open("rb") as file:
                 return words.encode() in file.read(_MAX_CODE_BYTES)
@@ -64,12 +64,12 @@ def _no_tokens(backend: Backend, folder: ModelFolder) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextHalf:
-    """Tokenizer and chat format of a family whose files leave something to its own code."""
+    """Tokenizer and chat format of a family whose files leave a part to its own code."""
 
     tokenizer_classes: tuple[str, ...] = ()
     """Values of `tokenizer_class` that claim a folder before its `model_type` does."""
     template: Callable[[Backend, ModelFolder], str | None] = _no_template
-    """The chat template of a folder that brings none; None: no chat format."""
+    """The chat template for a folder without one; None: no chat format."""
     complete: Callable[[Backend, ModelFolder], dict[int, str]] = _no_tokens
     """Adds tokens to the tokenizer; returns the spelling (by id) of those that text cannot name."""
     ends: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class TextHalf:
     def templates(
         self, given: Mapping[str, str], backend: Backend, folder: ModelFolder, *, renamed: bool
     ) -> dict[str, str]:
-        """Chat templates by name: those `given` by the files, and the family's own as "default" where none is given.
+        """Chat templates by name: those `given` by the files, and the family's own as "default" if none is given.
 
         `renamed`: `complete` has found tokens that text cannot name.
         """

@@ -18,7 +18,7 @@ MLP_REWARD = "Qwen2ForRewardModel"
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
-    """`architectures` tells a reward model with an MLP before the score."""
+    """`architectures` identifies a reward model with an MLP before the score."""
     kinds = config.get("architectures") or ()
     if "Qwen2ForProcessRewardModel" in kinds:
         raise ModelError("process reward models (a score per step) are not supported")

@@ -20,7 +20,7 @@ from lightllm_mp.models.spec import DeltaSpec, ModelSpec
 
 KINDS = {"linear_attention": True, "full_attention": False}
 MTP = r"^mtp\."
-"""Layers for speculative decoding, which are not used."""
+"""Layers for speculative decoding, which the decoder does not use."""
 
 
 def read_hf(config: dict[str, Any]) -> ModelSpec:
@@ -30,7 +30,7 @@ def read_hf(config: dict[str, Any]) -> ModelSpec:
 
 
 def hybrid_spec(config: dict[str, Any], *, family: str, **fields: Any) -> ModelSpec:
-    """A spec with gated attention and linear attention; `fields` override what the configuration says."""
+    """A spec with gated attention and linear attention; `fields` override the configuration."""
     refuse(config, hidden_act="silu", attention_bias=False, use_sliding_window=False, attn_output_gate=True)
     head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
     return standard_spec(
@@ -102,7 +102,7 @@ def _gated_attention(spec: ModelSpec, at: str, to: str) -> list[Param]:
 
 
 def _linear_attention(spec: ModelSpec, at: str, to: str) -> list[Param]:
-    """What is behind the projections."""
+    """The weights behind the projections."""
     delta = spec.delta
     assert delta is not None
     shape = (delta.channels, delta.taps)

@@ -79,8 +79,8 @@ def read_qwen3_gguf(keys: GGUFKeys) -> ModelSpec:
 
 
 def read_qwen2_gguf(keys: GGUFKeys) -> ModelSpec:
-    """Not written either, and in all released Qwen2 models weights are not renormalised. In the first files the width
-    of an expert follows from that of the MLP beside the experts."""
+    """The converter does not write it either; in all released Qwen2 models weights are not renormalised. In the first
+    files the width of an expert follows from that of the MLP beside the experts."""
     whole = keys.integer("feed_forward_length")
     moe = gguf_moe(
         keys,

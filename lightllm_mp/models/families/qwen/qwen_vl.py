@@ -51,7 +51,7 @@ def read_qwen3_vl_moe_gguf(keys: GGUFKeys) -> ModelSpec:
 
 
 def _gguf_deepstack(spec: ModelSpec, keys: GGUFKeys) -> ModelSpec:
-    """That the components of positions take turns is not written."""
+    """The file does not say that the components of positions take turns."""
     rope = spec.rope and msgspec.structs.replace(spec.rope, interleaved_sections=True)
     return _with_levels(msgspec.structs.replace(spec, rope=rope), keys.integer("n_deepstack_layers", 0))
 

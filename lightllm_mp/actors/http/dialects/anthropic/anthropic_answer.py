@@ -165,7 +165,7 @@ class MessageWriter(StreamWriter):
         return MessageUsage(self._answer.prompt_tokens - cached, 0, cached, produced, thinking)
 
     def _signature(self, block: AnswerBlock) -> str:
-        """Clients send it back; it names the thoughts, and nobody checks it."""
+        """Clients send it back; it identifies the thoughts, and the server does not check it."""
         return hashlib.blake2b(f"{self._live.label}:{block.index}".encode(), digest_size=24).hexdigest()
 
 
@@ -179,7 +179,7 @@ def failure(error: EngineError, label: str) -> bytes:
 
 
 def tool_input(arguments: str) -> Any:
-    """The object of arguments that may be cut off: their last member, which may be incomplete, is left out then."""
+    """The object of arguments that may be cut off; then it lacks the last member, which may be incomplete."""
     for text in (arguments, _closed(arguments)):
         try:
             found = json.loads(text)
@@ -191,7 +191,7 @@ def tool_input(arguments: str) -> Any:
 
 
 def _closed(text: str) -> str:
-    """The longest beginning of a JSON text that closing brackets complete."""
+    """The longest prefix of a JSON text that closing brackets complete."""
     closers: list[str] = []
     closed = "{}"
     for found in _JSON.finditer(text):

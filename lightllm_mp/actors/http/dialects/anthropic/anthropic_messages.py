@@ -1,4 +1,4 @@
-"""The messages of a chat in Anthropic's form: checked, and brought into the form that chat templates take."""
+"""Checks the messages of a chat in Anthropic's form and converts them for chat templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightllm_mp.actors.http.dialects.pieces import PieceReader, is_text, refuse
 from lightllm_mp.actors.http.image_inputs import ImageItem
 
 BILLING = "x-anthropic-billing-header:"
-"""A block of `system` that begins so is no prompt: Claude Code's note to Anthropic, different in every request."""
+"""A block of `system` with this beginning is no prompt: Claude Code's note to Anthropic, different in every request."""
 
 
 class MessageParam(Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,7 +117,7 @@ async def _system(raw: Raw) -> str:
 
 
 class _TurnReader:
-    """Adds a turn to a chat: a turn of the user may be several messages, for each result of a tool is one."""
+    """Adds a turn to a chat. A turn of the user may be several messages, since each result of a tool is one."""
 
     def __init__(self, reader: PieceReader, chat: ReadChat) -> None:
         self._reader, self._chat = reader, chat
@@ -157,7 +157,7 @@ class _TurnReader:
                 self._chat.messages.append(await self._result(block))
 
     def _said(self, role: str) -> None:
-        """The parts so far are a message."""
+        """Makes a message of the parts so far."""
         if self._parts:
             self._chat.messages.append({"role": role, "content": _content(self._parts)})
             self._parts = []
@@ -181,7 +181,7 @@ class _TurnReader:
                     case ImageBlockParam():
                         parts.append(self._image(inner))
             content = _content(parts)
-        if block.is_error:  # templates know no other way to say it
+        if block.is_error:  # templates have no other form for it
             content = (
                 "Error: " + content if isinstance(content, str) else [{"type": "text", "text": "Error:"}, *content]
             )
@@ -200,7 +200,7 @@ class _TurnReader:
 
 
 async def _blocks(reader: PieceReader, raw: Raw, place: str) -> AsyncIterator[BlockParam]:
-    """The blocks of a message, or of a tool's result. Raises InvalidRequest for those that may not stand there."""
+    """The blocks of a message, or of a tool's result. Raises InvalidRequest for blocks that are not allowed there."""
     async for item in reader.items(raw):
         kind = reader.decode(_type, item).type
         if kind not in _ALLOWED[place]:
@@ -209,5 +209,5 @@ async def _blocks(reader: PieceReader, raw: Raw, place: str) -> AsyncIterator[Bl
 
 
 def _content(parts: list[dict[str, str]]) -> str | list[dict[str, str]]:
-    """One text where that is all."""
+    """One text if there is nothing else."""
     return parts[0]["text"] if len(parts) == 1 and "text" in parts[0] else parts

@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: the body, and what the engine is asked for."""
+"""POST /v1/messages and /v1/messages/count_tokens: the body, and the request to the engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ThinkingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     budget_tokens: Annotated[int, Meta(ge=LEAST_BUDGET, le=MAX_ID)] | None = None
     """The model is not told."""
     display: Literal["summarized", "omitted"] | None = None
-    """Thoughts are shown as they are, or not at all."""
+    """Reasoning is shown unchanged or not at all."""
 
 
 class ToolChoiceParam(Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,14 +66,14 @@ class ToolParam(Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
     cache_control: Raw = NULL
     eager_input_streaming: bool | None = None
-    """Arguments are always streamed as they come."""
+    """Arguments are always streamed."""
     input_examples: Raw = NULL
     defer_loading: Literal[False] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
 
 
 class AskedMessages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes the prompt."""
+    """The fields that make the prompt."""
 
     model: Label
     """Any name: a server has one model."""
@@ -132,7 +132,7 @@ def count_body(data: bytes) -> AskedMessages:
 
 
 class MessagesRequest:
-    """A body that is being turned into a request of the engine. `facts`: of the model."""
+    """Turns a body into a request to the engine. `facts`: of the model."""
 
     def __init__(self, body: AskedMessages, facts: Facts) -> None:
         self._body, self._facts = body, facts
@@ -143,7 +143,7 @@ class MessagesRequest:
             raise InvalidRequest("inference_geo is not supported", param="inference_geo")
 
     async def read(self) -> tuple[ChatAsk, ReadChat]:
-        """What is asked, and the messages. Raises InvalidRequest."""
+        """The chat's request and its messages. Raises InvalidRequest."""
         body = self._body
         ask = ChatAsk(
             self._facts,
@@ -153,7 +153,7 @@ class MessagesRequest:
             template_arguments=_template_arguments(body),
             stops=_stops(body),
         )
-        _ = ask.reply  # a choice of tools that there are not is refused before the messages are read
+        _ = ask.reply  # refuse a choice of unknown tools before reading the messages
         chat = await read_turns(body.system, body.messages)
         return replace(ask, continue_final=chat.messages[-1]["role"] == "assistant"), chat
 
@@ -246,7 +246,7 @@ _edits = msgspec.json.Decoder(_Edits | None)
 
 
 def _keeps_all(raw: Raw) -> bool:
-    """Whether the client wants no change of its context: Claude Code says so."""
+    """Whether the client wants its context unchanged, as Claude Code says."""
     try:
         schema.decode(_edits, raw)
     except InvalidRequest:

@@ -31,7 +31,7 @@ class ResponseForm(StreamableForm, frozen=True, tag="response"):
     encrypted: bool = False
     """Reasoning has `encrypted_content`."""
     namespaces: dict[str, str] = field(default_factory=dict)
-    """Of functions, by the names that the model knows."""
+    """Namespaces of functions, by the names that the model knows."""
     stored: bool = False
     instructions: str = ""
     reply: ReplyForm = ReplyForm()
@@ -55,7 +55,7 @@ class ResponseWriter(StreamWriter):
         self._items: list[bytes] = []
         """JSON of the items that are complete."""
         self._tokens: list[Event] = []
-        """Those since the last text, for their logprobs."""
+        """Events since the last text, for their logprobs."""
         self._sequence = 2
         """Number of the next event of the stream; `begin` has 0 and 1."""
 
@@ -176,7 +176,7 @@ class _Item:
         self._pieces: list[bytes] = []
         self.logprobs: list[dict[str, Any]] = []
         self.latest: list[dict[str, Any]] = []
-        """Those of the last piece."""
+        """The logprobs of the last piece."""
         name = f"{label}_{block.index}"
         match block.kind:
             case "text":
@@ -198,7 +198,7 @@ class _Item:
 
     @property
     def text(self) -> bytes:
-        """So far, as it stands in a JSON string."""
+        """The text so far, as in a JSON string."""
         return b"".join(self._pieces)
 
     def add(self, text: str, logprobs: list[dict[str, Any]]) -> bytes:
@@ -218,7 +218,7 @@ class _Item:
         return b'"' + more + self.shown(logprobs) + b"}"
 
     def shown(self, logprobs: list[dict[str, Any]]) -> bytes:
-        """The field for logprobs, where there is one."""
+        """The field for logprobs, if there is one."""
         return b',"logprobs":' + encode(logprobs) if self._has_logprobs else b""
 
 

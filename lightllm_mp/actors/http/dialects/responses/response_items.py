@@ -1,4 +1,4 @@
-"""The input of a response: items in OpenAI's form, checked, and brought into the form that chat templates take."""
+"""Checks the input items of a response in OpenAI's form and converts them for chat templates."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ReasoningItem(InputItem, frozen=True, kw_only=True, forbid_unknown_fields=
     summary: list[ReasoningPart] = []
     content: list[ReasoningPart] | None = None
     encrypted_content: str | None = None
-    """Where clients leave `content` out; see `sealed`."""
+    """For clients that leave `content` out; see `sealed`."""
 
 
 class ReasoningPart(Struct, frozen=True):
@@ -80,7 +80,7 @@ _reasoning = msgspec.json.Decoder(ReasoningItem)
 
 
 async def read_input(raw: Raw) -> ReadChat:
-    """What the items hold. Other clients are served between pieces. Raises InvalidRequest."""
+    """The content of the items. Other clients are served between pieces. Raises InvalidRequest."""
     chat, reader = ReadChat(), PieceReader(PARAM)
     if is_text(raw):
         chat.messages.append({"role": "user", "content": reader.decode(_text, raw)})
@@ -93,8 +93,8 @@ async def read_input(raw: Raw) -> ReadChat:
 
 
 def instructed(messages: list[Any], instructions: str) -> list[Any]:
-    """The messages after the instructions. What a chat begins with, of the system and the developer, is one message:
-    templates often take one, and only as the first."""
+    """The messages after the instructions. The first messages of the system and the developer become one: templates
+    often take one, and only as the first."""
     texts, at = [instructions] if instructions else [], 0
     while at < len(messages) and _leads(messages[at]):
         texts.append(messages[at]["content"])
@@ -196,18 +196,18 @@ class _ItemReader:
 
 
 def qualified(namespace: str, name: str) -> str:
-    """The name by which the model knows a function of a namespace."""
+    """The model's name of a function in a namespace."""
     return f"{namespace}__{name}"
 
 
 def sealed(thoughts: str) -> str:
-    """`encrypted_content` of reasoning, for clients that send it back in place of `content`. It is no secret, for
-    `content` shows the same, so it is encoded and not encrypted."""
+    """`encrypted_content` of reasoning, for clients that send it back instead of `content`. It is no secret, since
+    `content` shows the same; so it is encoded and not encrypted."""
     return SEAL + base64.b64encode(thoughts.encode()).decode()
 
 
 def unsealed(text: str) -> str | None:
-    """None: it is not of this server."""
+    """None: another server made it."""
     try:
         return base64.b64decode(text.removeprefix(SEAL), validate=True).decode() if text.startswith(SEAL) else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""POST /v1/responses: the body, and what the engine is asked for."""
+"""POST /v1/responses: the body, and the request to the engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReasoningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """An argument of the template; "none" also switches its thinking off."""
     summary: Literal["auto", "concise", "detailed"] | None = None
-    """There is none: the reasoning is shown as it is."""
+    """There are no summaries: the reasoning is shown unchanged."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
@@ -49,7 +49,7 @@ class SchemaFormat(Struct, frozen=True, tag="json_schema", tag_field="type", for
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    """It is always kept."""
+    """The answer always follows the schema."""
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,7 +173,7 @@ async def read_response(body: ResponseBody, facts: Facts) -> AskedResponse:
         template_arguments=_template_arguments(body),
         logprobs=_shows_logprobs(body),
     )
-    _ = ask.reply  # a choice of tools that there are not is refused before the items are read
+    _ = ask.reply  # refuse a choice of unknown tools before reading the items
     chat = await read_input(body.input)
     if body.reasoning is not None and (body.reasoning.summary or body.reasoning.generate_summary):
         chat.ignored.add("reasoning.summary")
@@ -284,7 +284,7 @@ def _tool_choice(body: ResponseBody) -> ToolChoice | None:
     match body.tool_choice:
         case None:
             return None
-        case "auto" if is_empty(body.tools):  # clients send it always
+        case "auto" if is_empty(body.tools):  # clients always send it
             return None
         case ChosenFunction(name):
             return ToolChoice("required", frozenset({name}))

@@ -1,4 +1,4 @@
-"""Messages and tools as the chat template of gpt-oss wants them.
+"""Converts messages and tools for the chat template of gpt-oss.
 
 It reads reasoning from the key `thinking`; refuses a message with calls that has both reasoning and text, or the
 content None; shows the first call of a message alone, and takes the result behind it for that call's.
@@ -17,8 +17,8 @@ def is_harmony(template: str) -> bool:
 
 
 def harmony_messages(messages: Sequence[Message]) -> list[Message]:
-    """Messages of OpenAI's form in the template's. Each call is a message of its own, with its result behind it; the
-    reasoning and the text before calls are the first one's thought."""
+    """Converts messages of OpenAI's form. Each call becomes a message of its own with its result behind it; reasoning
+    and text before calls become the first call's `thinking`."""
     results = {message.get("tool_call_id"): message for message in messages if message["role"] == "tool"}
     found: list[Message] = []
     placed: set[int] = set()
@@ -46,11 +46,11 @@ def harmony_messages(messages: Sequence[Message]) -> list[Message]:
 
 
 _REASONING = ("thinking", "reasoning_content", "reasoning")
-"""Keys that clients have for it."""
+"""Keys under which clients send reasoning."""
 
 
 _EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
-"""What the model knows for efforts that it does not."""
+"""Efforts that the model does not know -> those that it knows."""
 
 
 def known_effort(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def known_effort(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tools with a description, which the template takes for granted."""
+    """Tools with a description, which the template needs."""
     return [_described(tool) for tool in tools]
 
 

@@ -13,7 +13,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
-from lightllm_mp.text.template_budget import (
+from lightllm_mp.text.chat.template_budget import (
     Budget,
     check_chars,
     check_format,
@@ -23,7 +23,7 @@ from lightllm_mp.text.template_budget import (
     check_split,
     check_width,
 )
-from lightllm_mp.text.template_rewriting import CostPoints, GenerationTag
+from lightllm_mp.text.chat.template_rewriting import CostPoints, GenerationTag
 
 
 def _words(text: str) -> tuple[str, ...]:

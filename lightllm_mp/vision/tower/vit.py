@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
-from lightllm_mp.vision.parameters import TowerParameters
-from lightllm_mp.vision.patch_layout import SequenceRun
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.tower.parameters import TowerParameters
+from lightllm_mp.vision.tower.patch_layout import SequenceRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import Norm, OpTable, Prepared
-from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.vit import PatchRotation, Sequences, attend, rotate_heads
+from lightllm_mp.vision.tower.parameters import TowerParameters
+from lightllm_mp.vision.tower.vit import PatchRotation, Sequences, attend, rotate_heads
 
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")
 

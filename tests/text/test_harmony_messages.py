@@ -8,7 +8,7 @@ import pytest
 
 from lightllm_mp.errors import InvalidRequest
 from lightllm_mp.parsers.formats import detect_formats
-from lightllm_mp.text.chat import compile_template, render_chat
+from lightllm_mp.text.chat.rendering import compile_template, render_chat
 from tests.parsers.replies import answer, read
 
 TEMPLATE = """

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightllm_mp.kernels.table import Norm
-from lightllm_mp.vision.parameters import TowerParameters
 from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.tower.parameters import TowerParameters
 
 STANDARD = ("std_bias", "std_scale")
 

@@ -13,8 +13,8 @@ from time import perf_counter
 import torch
 
 from lightllm_mp.errors import EngineError
-from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.preprocess import Preprocessed
+from lightllm_mp.vision.tower.encoder import VisionEncoder
 
 log = logging.getLogger("lightllm_mp.visual")
 

@@ -13,10 +13,10 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 
 from lightllm_mp.errors import InvalidRequest, ModelError
-from lightllm_mp.text.chat_harmony import described, harmony_messages, is_harmony, known_effort
-from lightllm_mp.text.chat_tools import with_tools
-from lightllm_mp.text.template_budget import MAX_CHARS, Budget
-from lightllm_mp.text.template_sandbox import ChatEnvironment
+from lightllm_mp.text.chat.harmony_messages import described, harmony_messages, is_harmony, known_effort
+from lightllm_mp.text.chat.template_budget import MAX_CHARS, Budget
+from lightllm_mp.text.chat.template_sandbox import ChatEnvironment
+from lightllm_mp.text.chat.tools_as_text import with_tools
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_MESSAGES = 10_000
@@ -48,7 +48,7 @@ def render_chat(
     Content is a string or a list of parts ({"type": "text", "text": ...}, {"type": "image_url", ...}). A template that
     does not iterate over parts gets one string: each text, and of `tags` that of "image" or "video" for each one, on a
     line. A template that does not know the role "developer" gets "system"; one that does not know tools gets text; one
-    of gpt-oss's kind gets messages in its form (chat_harmony.py).
+    of gpt-oss's kind gets messages in its form (harmony_messages.py).
     `continue_final`: the prompt ends with the last message's text, so that the answer goes on with it. `kwargs` are the
     client's template arguments. ModelError if the template does not compile. InvalidRequest if the
     template refuses the messages or exceeds the limits of a rendering (about a second, 8 Mi characters).

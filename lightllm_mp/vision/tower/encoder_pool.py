@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from lightllm_mp.vision.encoder import VisionEncoder
-from lightllm_mp.vision.encoder_batcher import EncoderBatcher, Write
 from lightllm_mp.vision.preprocess import Preprocessed
+from lightllm_mp.vision.tower.encoder import VisionEncoder
+from lightllm_mp.vision.tower.encoder_batcher import EncoderBatcher, Write
 
 
 class EncoderPool:

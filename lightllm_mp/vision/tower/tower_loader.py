@@ -14,8 +14,8 @@ from lightllm_mp.models.checkpoint.dummy_weights import RandomWeights
 from lightllm_mp.models.checkpoint.files import FileTensors, GGUFTensors, check_plain, open_folder
 from lightllm_mp.models.checkpoint.gguf import read_gguf
 from lightllm_mp.models.checkpoint.weight_rules import Param, check_names
-from lightllm_mp.vision.encoder import VisionEncoder
 from lightllm_mp.vision.spec import VisionModel
+from lightllm_mp.vision.tower.encoder import VisionEncoder
 from lightllm_mp.vision.tower_rules import TowerSection, sections
 
 

@@ -1,4 +1,4 @@
-"""What the front must know of a model's chats to read its answers: found out once, at the tokenizer's start."""
+"""Facts about a model's chats that the front needs to read answers, detected once at the tokenizer's start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightllm_mp.facts import ChatFacts
 from lightllm_mp.parsers.formats import Formats, detect_formats, marker_tokens, opens_reasoning, reasoning_end
 from lightllm_mp.parsers.reasoning import REASONING_FORMATS
 from lightllm_mp.parsers.tool_calls.call_formats import CALL_FORMATS
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from lightllm_mp.text.tokenizer import Tokenizer
 
 FILL_IN_MIDDLE = (
@@ -21,16 +21,16 @@ FILL_IN_MIDDLE = (
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
-"""The tokens around a prompt and its suffix, of the models that can fill in between them."""
+"""The tokens around a prompt and its suffix, for models that can fill in between them."""
 NONE = "none"
-"""The name of a parser that is switched off."""
+"""The name for no parser."""
 
 
 def chat_facts(
     tokenizer: Tokenizer, template: str | None, family: str, *, tool_calls: str | None, reasoning: str | None
 ) -> ChatFacts:
-    """`tool_calls`, `reasoning`: the operator's names of formats; None: detect them, "none": there is none. ConfigError
-    if there is no such format."""
+    """`tool_calls`, `reasoning`: the operator's names of formats; None: detect them; "none": no format. ConfigError for
+    an unknown format."""
     formats = detect_formats(template or "", family)
     if tool_calls is not None:
         formats = msgspec.structs.replace(formats, tool_calls=_chosen(tool_calls, CALL_FORMATS, "tool_call_parser"))
@@ -74,7 +74,7 @@ def _chosen(name: str, known: Mapping[str, object], param: str) -> str | None:
 
 
 def _prompt(tokenizer: Tokenizer, template: str | None, kwargs: dict[str, bool]) -> str:
-    """What a short chat becomes; empty if the template refuses it."""
+    """The prompt of a short chat; empty if the template refuses it."""
     if template is None:
         return ""
     try:

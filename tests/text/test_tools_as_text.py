@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightllm_mp.errors import InvalidRequest
-from lightllm_mp.text.chat import render_chat
+from lightllm_mp.text.chat.rendering import render_chat
 from tests.text.tokenizer_samples import sample
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

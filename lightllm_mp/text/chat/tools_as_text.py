@@ -1,4 +1,4 @@
-"""Tools for models whose chat template does not know them: as text, in the form of Hermes' and Qwen's models."""
+"""Writes tools as text, as Hermes and Qwen do, for models whose chat template does not know tools."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ To call a function, write a JSON object with its name and arguments within <tool
 
 
 def with_tools(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages with all that concerns tools as text: the functions in the first message, which is the system's;
-    calls in the assistant's messages; results in the user's."""
+    """The messages with tools as text: the functions in the first message, which is the system's; calls in the
+    assistant's messages; results in the user's."""
     found = [_plain(message) for message in messages]
     if not tools:
         return found

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from lightllm_mp.kernels.table import OpTable
-from lightllm_mp.vision.clipped_vit import ClippedVisionTransformer
-from lightllm_mp.vision.parameters import TowerParameters
-from lightllm_mp.vision.patch_layout import same_length, window_layout
 from lightllm_mp.vision.preprocess import Preprocessed
-from lightllm_mp.vision.projectors import (
+from lightllm_mp.vision.sizing import PatchGrid
+from lightllm_mp.vision.spec import VisionSpec
+from lightllm_mp.vision.tower.clipped_vit import ClippedVisionTransformer
+from lightllm_mp.vision.tower.parameters import TowerParameters
+from lightllm_mp.vision.tower.patch_layout import same_length, window_layout
+from lightllm_mp.vision.tower.projectors import (
     AveragePooler,
     Merger,
     PatchMerger,
@@ -23,10 +25,8 @@ from lightllm_mp.vision.projectors import (
     interpolated,
     resampled,
 )
-from lightllm_mp.vision.sizing import PatchGrid
-from lightllm_mp.vision.spec import VisionSpec
-from lightllm_mp.vision.tower_ops import tower_ops
-from lightllm_mp.vision.vit import Sequences, VisionTransformer, rotation
+from lightllm_mp.vision.tower.tower_ops import tower_ops
+from lightllm_mp.vision.tower.vit import Sequences, VisionTransformer, rotation
 
 DynamicProjector = Merger | PatchMerger | ScaledPooler
 
