@@ -16,14 +16,12 @@ from lightllm_mp.actors.http.security.origins import Origins
 from lightllm_mp.actors.http.security.tls import server_context
 from lightllm_mp.actors.http.sockets.bind import BACKLOG, bind, is_loopback, url_of
 from lightllm_mp.actors.http.trace_endpoint import check_endpoint
-from lightllm_mp.actors.node import node_key
 from lightllm_mp.actors.runtime.logs import set_up_logging
 from lightllm_mp.actors.supervision.console import Console
 from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
 from lightllm_mp.actors.supervision.supervisor import Supervisor
 from lightllm_mp.actors.supervision.systemd import sd_notify
 from lightllm_mp.cli.model_check import check_model_apart
-from lightllm_mp.cli.serve_node import serve_node
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError, EngineError
 from lightllm_mp.facts import Facts
@@ -51,10 +49,14 @@ def main(
     raise_open_file_limit()
     set_up_logging(config.supervisor.log_level, json=config.supervisor.log_json, actor="supervisor")
     try:
-        if config.engine.node_rank:
-            return serve_node(config, node_key(os.environ), parent_fd)
-        if config.engine.nnodes > 1 and config.fleet == FleetConfig():
-            node_key(os.environ)
+        if config.engine.nnodes > 1:
+            from lightllm_mp.actors.node import node_key
+            from lightllm_mp.cli.serve_node import serve_node
+
+            if config.engine.node_rank:
+                return serve_node(config, node_key(os.environ), parent_fd)
+            if config.fleet == FleetConfig():
+                node_key(os.environ)
         keys = load_keys(config.http, os.environ)
         server_context(config.http)
         check_endpoint(config.http.otlp_traces_endpoint)
