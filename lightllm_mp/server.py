@@ -100,6 +100,11 @@ class Server:
         like `client.stream`."""
         return client.stream(self.base_url, body, key=key, trust=self._trust)
 
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the server ends of itself. Returns the exit code. subprocess.TimeoutExpired after `timeout`
+        seconds."""
+        return self._popen.wait(timeout)
+
     def drain(self, timeout: float | None = None) -> int:
         """Refuse new requests, finish running ones, then end. Returns the exit code. subprocess.TimeoutExpired after
         `timeout` seconds."""

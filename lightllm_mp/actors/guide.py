@@ -58,10 +58,10 @@ class GuideActor(BlockingActor):
     def __init__(self, launch: LaunchSpec[GuideSettings], mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(mailbox, stats)
         self._path, self._mode = Path(launch.model.path), launch.settings.tokenizer_mode
-        self._library = Library()
-        self._compilers = ThreadPoolExecutor(COMPILERS, "compile")
+        self.library = Library()
+        self.compilers = ThreadPoolExecutor(COMPILERS, "compile")
         self._compiled: SimpleQueue[_Compiled | BaseException] = SimpleQueue()
-        self._compiling: set[int] = set()
+        self.compiling: set[int] = set()
         self._facts = Facts()
         self._epoch = 0
         self._matchers: dict[int, GuideMatcher] = {}
@@ -77,7 +77,7 @@ class GuideActor(BlockingActor):
         self._facts, self._epoch = begin.facts, begin.epoch
 
     def on_reset(self) -> None:
-        for state in (self._compiling, self._matchers, self._guides, self._wanted):
+        for state in (self.compiling, self._matchers, self._guides, self._wanted):
             state.clear()
 
     def on_message(self, peer: str, message: Wire) -> None:
@@ -89,15 +89,15 @@ class GuideActor(BlockingActor):
                 for rid, token in zip(rids.tolist(), ids.tolist(), strict=True):
                     self._take_id(rid, token)
             case OpenGuide():
-                self._compiling.add(message.rid)
-                if self._library.knows(message.guide):  # it need not wait behind others
+                self.compiling.add(message.rid)
+                if self.library.knows(message.guide):  # it need not wait behind others
                     self._compile(message, self._epoch, self._facts)
                 else:
-                    self._compilers.submit(self._compile, message, self._epoch, self._facts)
+                    self.compilers.submit(self._compile, message, self._epoch, self._facts)
             case CloseGuide(rid):
                 self._matchers.pop(rid, None)
                 self._guides.pop(rid, None)
-                self._compiling.discard(rid)
+                self.compiling.discard(rid)
 
     def after_batch(self) -> None:
         while not self._compiled.empty():
@@ -110,7 +110,7 @@ class GuideActor(BlockingActor):
 
     def _compile(self, message: OpenGuide, epoch: int, facts: Facts) -> None:
         try:
-            self._compiled.put(self._library.open(message, epoch, self._path, self._mode, facts))
+            self._compiled.put(self.library.open(message, epoch, self._path, self._mode, facts))
         except EngineError as error:
             self._compiled.put(_Compiled(message, epoch, error=ErrorInfo.of(error)))
         except BaseException as error:
@@ -135,9 +135,9 @@ class GuideActor(BlockingActor):
         if isinstance(compiled, BaseException):
             raise compiled
         rid = compiled.message.rid
-        if compiled.epoch != self._epoch or rid not in self._compiling:
+        if compiled.epoch != self._epoch or rid not in self.compiling:
             return
-        self._compiling.remove(rid)
+        self.compiling.remove(rid)
         if compiled.error is not None:
             self._refused += 1
             self.mailbox.post(ROUTER, Rejected(rid, compiled.error))
@@ -156,12 +156,12 @@ class GuideActor(BlockingActor):
         return None if behind else matchers
 
     def _send_masks(self, wanted: NeedMasks, matchers: list[GuideMatcher | None]) -> None:
-        bits = self._library.writer.masks(matchers)
+        bits = self.library.writer.masks(matchers)
         self.mailbox.post(worker(0), Masks(wanted.step, bits.tobytes()))
         self._masks += len(matchers)
         for line in np.flatnonzero(~bits.any(1)):
             rid = int(np.frombuffer(wanted.rids, "<i8")[line])
-            self._library.compiler.forget(self._guides[rid])
+            self.library.compiler.forget(self._guides[rid])
 
 
 @dataclass(slots=True)

@@ -86,14 +86,7 @@ def plan_memory(
     space_bytes, token_bytes = KVPool.space_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     given_bytes = ((config.max_total_token_num or 0) + 1) * token_bytes
     rows, checkpoints = state_places(config, budget, place_bytes, given_bytes)
-    state_bytes = (rows + 1 + checkpoints) * place_bytes if place_bytes else 0
-    if state_bytes > budget and config.state_checkpoints:
-        raise ConfigError(
-            f"--state-checkpoints {checkpoints}: with the states of {rows} sequences they take "
-            f"{format_bytes(state_bytes)} of {format_bytes(budget)}; lower it or --running-max-req-size, or raise "
-            "--mem-fraction",
-            param="state_checkpoints",
-        )
+    state_bytes = _state_bytes(config, rows, checkpoints, place_bytes, budget)
     budget = max(0, budget - state_bytes)
     longest = min(spec.max_context, config.max_req_total_len or spec.max_context)
     near = window_tokens(config, budget, space_bytes, limits, rows, longest)
@@ -129,6 +122,19 @@ def plan_memory(
         state_bytes=state_bytes,
         window_tokens=near,
     )
+
+
+def _state_bytes(config: EngineConfig, rows: int, checkpoints: int, place_bytes: int, budget: int) -> int:
+    """Of the running sequences, the spare row and the copies. ConfigError if asked-for copies do not fit `budget`."""
+    state_bytes = (rows + 1 + checkpoints) * place_bytes if place_bytes else 0
+    if state_bytes > budget and config.state_checkpoints:
+        raise ConfigError(
+            f"--state-checkpoints {checkpoints}: with the states of {rows} sequences they take "
+            f"{format_bytes(state_bytes)} of {format_bytes(budget)}; lower it or --running-max-req-size, or raise "
+            "--mem-fraction",
+            param="state_checkpoints",
+        )
+    return state_bytes
 
 
 def promised_memory(limits: EngineLimits, space_bytes: tuple[int, int], place_bytes: int) -> MemoryPlan:

@@ -31,20 +31,20 @@ class GuideCompiler:
 
     def __init__(self, vocabulary: GuideVocabulary) -> None:
         self.vocabulary = vocabulary
-        self._cache: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
+        self.cache: OrderedDict[tuple[str, str], LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def knows(self, guide: Guide) -> bool:
         """Whether `compile` answers at once."""
-        return (guide.kind, guide.source) in self._cache
+        return (guide.kind, guide.source) in self.cache
 
     def compile(self, guide: Guide) -> LLMatcher:
         """A matcher at the beginning of the guide's grammar; the caller copies it. InvalidGuide if the guide is wrong,
         too complex, or allows no answer at all."""
         key = (guide.kind, guide.source)
         with self._lock:
-            if (known := self._cache.get(key)) is not None:
-                self._cache.move_to_end(key)
+            if (known := self.cache.get(key)) is not None:
+                self.cache.move_to_end(key)
                 return known
         try:
             matcher = self._compiled(guide)
@@ -56,9 +56,9 @@ class GuideCompiler:
                 raise
             raise InvalidGuide(f"{guide.kind}: the constraint cannot be compiled") from None
         with self._lock:
-            self._cache[key] = matcher
-            while len(self._cache) > CACHED:
-                self._cache.popitem(last=False)
+            self.cache[key] = matcher
+            while len(self.cache) > CACHED:
+                self.cache.popitem(last=False)
         return matcher
 
     def _compiled(self, guide: Guide) -> LLMatcher:
@@ -73,7 +73,7 @@ class GuideCompiler:
         """Compiles the guide again next time: an answer reached a dead end, and the lexer that its answers share may
         be full."""
         with self._lock:
-            self._cache.pop((guide.kind, guide.source), None)
+            self.cache.pop((guide.kind, guide.source), None)
 
     def _begins(self, matcher: LLMatcher) -> bool:
         """Whether any first token is allowed."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import threading
-import time
 from typing import Any
 
 import msgspec
@@ -29,8 +28,7 @@ class RemoteNode:
         threading.Thread(target=self._end_with_it, daemon=True).start()
 
     def _end_with_it(self) -> None:
-        while self._server.exit_code is None:
-            time.sleep(0.2)
+        self._server.wait()
         os._exit(1)
 
 

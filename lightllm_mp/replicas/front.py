@@ -345,9 +345,9 @@ def _retry_after(refusal: list[Piece]) -> float:
 
 
 def _seconds(timeout: str | None) -> float:
-    """Infinity: there is none, or it is no number."""
+    """Infinity: there is none, or one that engines refuse."""
     try:
         seconds = float(timeout or "inf")
     except ValueError:
         return math.inf
-    return math.inf if math.isnan(seconds) else seconds
+    return seconds if seconds > 0 else math.inf

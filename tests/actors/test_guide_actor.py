@@ -64,7 +64,7 @@ class World:
             self.actor.on_message(ROUTER, message)
         deadline = time.monotonic() + 30
         self.actor.after_batch()
-        while self.actor._compiling:
+        while self.actor.compiling:
             assert time.monotonic() < deadline
             time.sleep(0.005)
             self.actor.after_batch()
@@ -149,7 +149,7 @@ def test_a_wrong_guide_is_refused_and_leaves_nothing() -> None:
 def test_a_request_that_leaves_while_its_guide_is_compiled() -> None:
     world = World()
     world.say(OpenGuide(1, LETTERS), CloseGuide(1), CloseGuide(2))
-    world.actor._compilers.shutdown(wait=True)
+    world.actor.compilers.shutdown(wait=True)
     world.actor.after_batch()
     assert not world.sent
     assert world.gauges["open"] == 0
@@ -159,8 +159,8 @@ def test_a_guide_of_the_epoch_before_opens_nothing() -> None:
     world = World()
     world.actor.on_message(ROUTER, OpenGuide(1, LETTERS))
     world.begin()
-    world.actor._compiling.add(1)  # asked again, under the same number
-    world.actor._compilers.shutdown(wait=True)
+    world.actor.compiling.add(1)  # asked again, under the same number
+    world.actor.compilers.shutdown(wait=True)
     world.actor.after_batch()
     assert not world.sent
 
@@ -168,16 +168,16 @@ def test_a_guide_of_the_epoch_before_opens_nothing() -> None:
 def test_a_dead_end_is_told_by_an_empty_mask_and_compiled_anew() -> None:
     world = World()
     world.say(OpenGuide(1, LETTERS))
-    first = world.actor._library.compiler.compile(LETTERS)
+    first = world.actor.library.compiler.compile(LETTERS)
     (sent,) = world.say(Advance(rids(1), ids(token("c"))), need(1, (1, 1)))
     assert allowed(sent[1], world.size) == [set()]
-    assert world.actor._library.compiler.compile(LETTERS) is not first
+    assert world.actor.library.compiler.compile(LETTERS) is not first
 
 
 def test_a_guide_that_is_known_does_not_wait_behind_others() -> None:
     world = World()
     world.say(OpenGuide(1, LETTERS))
-    world.actor._compilers.shutdown(wait=True)
+    world.actor.compilers.shutdown(wait=True)
     assert world.say(OpenGuide(2, LETTERS)) == [(ROUTER, GuideReady(2))]
 
 
@@ -205,6 +205,6 @@ def test_forced_ids_are_told_once() -> None:
 
 def test_a_bug_in_a_thread_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    monkeypatch.setattr(world.actor._library, "open", lambda *_: 1 / 0)
+    monkeypatch.setattr(world.actor.library, "open", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         world.say(OpenGuide(1, LETTERS))

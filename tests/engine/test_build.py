@@ -53,6 +53,16 @@ def test_a_hybrid_has_states_and_its_successor_as_many(monkeypatch: pytest.Monke
     assert again.facts == first.facts
 
 
+def test_models_that_cannot_go_back_have_no_drafts(caplog: pytest.LogCaptureFixture) -> None:
+    asked = EngineConfig(speculative_algorithm="ngram", speculative_num_draft_tokens=5)
+    found = {
+        name: build.draft_tokens(described(GOLDENS / name).spec, asked) for name in ("llama", "qwen3_next", "bge_m3")
+    }
+    assert found == {"llama": 5, "qwen3_next": 0, "bge_m3": 0}
+    assert "linear attention goes on without drafts" in caplog.text
+    assert build.draft_tokens(described(GOLDEN).spec, EngineConfig()) == 0
+
+
 def test_a_pool_that_does_not_fit_is_clamped_where_the_operator_allows(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

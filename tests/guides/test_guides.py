@@ -232,7 +232,7 @@ def test_compiled_guides_are_kept_and_forgotten() -> None:
     for number in range(CACHED):
         fresh.compile(Guide("regex", f"b{number}"))
     assert fresh.compile(Guide("regex", f"b{CACHED - 1}")) is fresh.compile(Guide("regex", f"b{CACHED - 1}"))
-    assert len(fresh._cache) == CACHED
+    assert len(fresh.cache) == CACHED
 
 
 def test_a_long_compilation_leaves_others_alone() -> None:

@@ -244,7 +244,7 @@ def test_digests() -> None:
 
 
 def test_the_prompt_side_brings_no_torch() -> None:
-    names = ("spec", "vision_config", "sizing", "header", "digest", "placeholders", "tower_rules", "patch_layout")
+    names = ("spec", "vision_config", "sizing", "header", "digest", "placeholders", "tower_rules", "tower.patch_layout")
     program = f"""
 import sys
 for name in {names}: __import__("lightllm_mp.vision." + name)

@@ -1,13 +1,14 @@
 """What the front of a fleet costs: the same requests through it and at the engine's own port, in turns.
 
     python -m tools.bench.replica_front [--rounds 7] [--requests 300] [--streams 64] [--tokens 200] [--step-ms 20]
-                                        [--profile FILE]
+                                        [--profile FILE] [--serve]
 
 Starts an engine whose workers have no model, and a front (replicas/port.py, as `lightllm-mp serve --replicas` has it)
 in a process of its own. Each round sends requests of one token, one after the other on one connection, then `streams`
 streams at once, to each of the two. Prints the latency to the first event, what the front adds to it, and tokens a
 second of each with their ratio: of a worker that takes `step-ms` for a step, as a model does, and of one that answers
-at once, where both bound by their cores. `--profile`: cProfile's statistics of the front.
+at once, where both bound by their cores. `--profile`: cProfile's statistics of the front. `--serve`: the front of
+`lightllm_mp.ray:build_app`, behind the proxy of Ray Serve, without the figures of CPU time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lightllm_mp.actors.http.security.keys import RELAY_ENVIRONMENT, ApiKeys
@@ -45,6 +47,8 @@ from tools.harness.figures import Figures
 from tools.harness.procfs import TICKS, cpu_seconds
 
 ENGINE, FRONT = "engine", "front"
+SERVED = "replica_front"
+"""Application of Ray Serve."""
 
 
 # --- the front, in its own process ------------------------------------------------------------------------------------
@@ -72,6 +76,40 @@ def front_process(engine: str, profile: Path | None) -> None:
     if profile is not None:
         profiler.disable()
         profiler.dump_stats(profile)
+
+
+def serve_process(engine: str) -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    from lightllm_mp.ray.app import ServedFront, _Front
+    from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+
+    key, directory = os.environ[RELAY_ENVIRONMENT], DirectoryClient(SERVED)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def front() -> ServedFront:
+        return ServedFront(SERVED, key, ApiKeys(), HttpConfig().max_body_bytes)
+
+    async def report() -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        while True:
+            await directory.report("one", ReplicaFacts(engine, 200_000))
+            await asyncio.sleep(PERIOD)
+
+    ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+        deployment: Any = ray_serve.deployment
+        options = {"max_ongoing_requests": 100_000, "ray_actor_options": {"num_cpus": 0.1}}
+        ray_serve.run(deployment(ray_serve.ingress(front)(_Front)).options(**options).bind(None), name=SERVED)
+        print(f"http://127.0.0.1:{port}", flush=True)
+        asyncio.run(report())
+    except KeyboardInterrupt:
+        ray_serve.shutdown()
+    finally:
+        ray.shutdown()
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -140,6 +178,8 @@ async def measure(flags: argparse.Namespace, urls: dict[str, str], front: int, f
         figures.add(f"{kind}, {name}: tokens", statistics.median(found_rates), "1/s")
     ratios = [front / engine for front, engine in zip(rates[FRONT], rates[ENGINE], strict=True)]
     figures.add(f"{kind}: tokens through the front", statistics.median(ratios), "x")
+    if flags.serve:
+        return
     figures.add(f"{kind}: CPU of the front per request of one token", statistics.median(of_requests), "us")
     figures.add(f"{kind}: CPU of the front per token of a stream", statistics.median(cpu), "us")
 
@@ -160,6 +200,7 @@ def compare(flags: argparse.Namespace, folder: Path, step: float, figures: Figur
         url = wait_for_url(engine, log)
         command = [sys.executable, "-m", "tools.bench.replica_front", "--front-of", url]
         command += ["--profile", str(profile)] if profile else []
+        command += ["--serve"] if flags.serve else []
         front = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert front.stdout is not None
         urls = {ENGINE: url, FRONT: front.stdout.readline().strip()}
@@ -180,10 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--step-ms", type=float, default=20.0)
     parser.add_argument("--profile", type=Path)
+    parser.add_argument("--serve", action="store_true")
     parser.add_argument("--front-of", help=argparse.SUPPRESS)
     flags = parser.parse(argv)
     if flags.front_of:
-        front_process(flags.front_of, flags.profile)
+        serve_process(flags.front_of) if flags.serve else front_process(flags.front_of, flags.profile)
         return 0
     figures = Figures()
     for step, profile in ((flags.step_ms / 1e3, None), (0.0, flags.profile))[flags.smoke or flags.step_ms == 0 :]:

@@ -100,10 +100,10 @@ def local_cluster(head: int, *nodes: int) -> Iterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))  # short: sockets are in it
     environment = {
         "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(folder / "head"),
-        "RAY_DEDUP_LOGS": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # it kills workers when the memory of this machine gets short
     }
     gcs_port, port = free_ports(2)
     arguments = {

@@ -15,7 +15,7 @@ const event = (at: number, state = "running") => ({
   engine: { state, trouble: "", draining: false, epoch: 1, seconds: at, model_name: "m", viewers: 1 },
   actors: [],
   lanes: [],
-  kv: { total: 4, used: 0, cached: 0, tree_tokens: 0, tree_nodes: 0, states: 0, states_total: 0, cell_slots: 0, running: "", kept: "", owners: "" },
+  kv: { total: 4, used: 0, cached: 0, tree_tokens: 0, tree_nodes: 0, states: 0, states_total: 0, windows: 0, windows_total: 0, cell_slots: 0, running: "", kept: "", owners: "" },
   requests: { live: 0, most_live: 9, retained: 0, running: 0, waiting: 0, rows: [], more: 0 },
   images: null,
   history: [],

@@ -20,7 +20,7 @@ const snapshot = (at: number, more: Partial<LiveSnapshot> = {}): LiveSnapshot =>
   engine: { state: "running", trouble: "", draining: false, epoch: 1, seconds: at, model_name: "m", viewers: 1 },
   actors: [actor("router"), actor("worker0")],
   lanes: [],
-  kv: { total: 4, used: 1, cached: 1, tree_tokens: 1, tree_nodes: 1, states: 0, states_total: 0, cell_slots: 1, running: btoa("\x64\0\0\0"), kept: btoa("\0\x64\0\0"), owners: btoa("\x01\0\0\0") },
+  kv: { total: 4, used: 1, cached: 1, tree_tokens: 1, tree_nodes: 1, states: 0, states_total: 0, windows: 0, windows_total: 0, cell_slots: 1, running: btoa("\x64\0\0\0"), kept: btoa("\0\x64\0\0"), owners: btoa("\x01\0\0\0") },
   requests: { live: 0, most_live: 9, retained: 0, running: 0, waiting: 0, rows: [], more: 0 },
   images: null,
   history: [],

@@ -71,7 +71,7 @@ class RequestTable:
         self._quarantine = Quarantine(self._submit_again, lambda name, epoch: self.on_blame(name, epoch))
         self.journal: RequestJournal | NoJournal = journal or NoJournal()
         self.retained = RetainedRequests(resume_window, self.journal, self._dropped, retained_bytes)
-        self._most_answer_bytes, self._answer_bytes = answer_bytes, 0
+        self._most_answer_bytes, self.answer_bytes = answer_bytes, 0
         self._connected = False
         self._drained = False
         self._staying = False
@@ -280,7 +280,7 @@ class RequestTable:
         live = answer.live
         if event.id >= 0 and live.fruitless:
             self._quarantine.cleared(live)
-        self._answer_bytes += live.put(answer, event)
+        self.answer_bytes += live.put(answer, event)
         if answer.last:
             gaps.append(now - answer.last)
         elif not live.first:
@@ -295,7 +295,7 @@ class RequestTable:
             self.journal.events(live)
         if live.overflows:
             self._overflow(live)
-        if self._answer_bytes > self._most_answer_bytes:
+        if self.answer_bytes > self._most_answer_bytes:
             self._shed()
 
     def _shed(self) -> None:
@@ -315,7 +315,7 @@ class RequestTable:
     def _pooled(self, answer: Answer, message: say.Pooled) -> None:
         live, now = answer.live, monotonic()
         live.first = answer.last = now
-        self._answer_bytes += live.put_row(answer, message)
+        self.answer_bytes += live.put_row(answer, message)
         self.observer.first_token(live, now - live.started)
         self.limits.finished()
 
@@ -341,7 +341,7 @@ class RequestTable:
     def _dropped(self, live: LiveRequest) -> None:
         """Nobody comes back to it."""
         self._let_images_go(live)
-        self._answer_bytes -= live.bytes
+        self.answer_bytes -= live.bytes
 
     def _let_images_go(self, live: LiveRequest) -> None:
         self.images.let_go(live.images)

@@ -80,14 +80,14 @@ class ResumableTable(RequestTable):
         assert self.facts is not None
         pooled = self.facts.engine.pooled
         size = 4 * rows * pooled.width if pooled is not None else 0
-        if self._answer_bytes + size > self._most_answer_bytes:
+        if self.answer_bytes + size > self._most_answer_bytes:
             message = "answers of live requests take all memory for them"
             raise Overloaded(message, retry_after=self.limits.retry_after())
-        self._answer_bytes += size
+        self.answer_bytes += size
         try:
             yield
         finally:
-            self._answer_bytes -= size
+            self.answer_bytes -= size
 
     def resume(self, tenant: bytes, label: str, taken: int = 0, relay: Relay | None = None) -> LiveRequest:
         """A request of this tenant for a client that has its first `taken` events. Whoever read it before reads no
@@ -133,7 +133,7 @@ class ResumableTable(RequestTable):
             raise unavailable
         built.images = self._hold(built.images, tenant) if built.open or built.keep else ()
         live = built.reopened(taken, relay if built.open else None)  # nobody needs the record of a complete one
-        self._answer_bytes += live.bytes
+        self.answer_bytes += live.bytes
         self.limits.enter(tenant)
         self.retained.name(live)
         self.journal.add(live)
@@ -157,13 +157,13 @@ class ResumableTable(RequestTable):
             return False
         built.images = self._hold(built.images, tenant)
         built.closed, built.attached = True, False
-        self._answer_bytes += built.bytes
+        self.answer_bytes += built.bytes
         self.retained.name(built)
         self.journal.add(built)
         self.journal.prompt(built)
         self.journal.events(built)
         self.retained.add(built)
-        if self._answer_bytes > self._most_answer_bytes:
+        if self.answer_bytes > self._most_answer_bytes:
             self._shed()
         return True
 
@@ -180,7 +180,7 @@ class ResumableTable(RequestTable):
             self.retained.name(live)
             images = live.images if live.open or live.keep else ()  # a complete answer needs none
             live.images = self.images.hold(images, live.request.terms.tenant, checked=False)
-            self._answer_bytes += live.bytes
+            self.answer_bytes += live.bytes
             if suspended or not live.open:
                 live.closed = True
                 self.retained.add(live)

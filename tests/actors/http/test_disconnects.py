@@ -75,7 +75,7 @@ def test_a_client_that_leaves_2048_inputs() -> None:
         begun = sum(isinstance(m, say.Generate) for m in s.engine.tokenizer)
         assert 100 <= begun < 300
         await asyncio.sleep(0.05)
-        assert s.frontend._answer_bytes == 0
+        assert s.frontend.answer_bytes == 0
         assert begun == sum(isinstance(m, say.Generate) for m in s.engine.tokenizer)
 
     engine = embedder()

@@ -181,7 +181,7 @@ def test_many_inputs_take_few_places():
         assert most <= 128
         assert answer["usage"]["total_tokens"] == 7 * 2048
         assert s.frontend.live == 0
-        assert s.frontend._answer_bytes == 0
+        assert s.frontend.answer_bytes == 0
 
     run(body, engine=embedder(), max_live_requests=1000)
 
@@ -199,7 +199,7 @@ def test_an_error_of_one_input_is_the_error_of_all():
         status, answer, _ = await waiting
         assert (status, answer["error"]["message"]) == (400, "prompt is too long: too long")
         await s.settled(lambda: s.frontend.live == 0)
-        assert s.frontend._answer_bytes == 0
+        assert s.frontend.answer_bytes == 0
 
     run(body, engine=embedder(), max_live_requests=1000)
 
@@ -211,7 +211,7 @@ def test_a_client_that_leaves_frees_everything():
         await s.settled(lambda: len(s.engine.running) > 5)
         asking.cancel()
         await s.settled(lambda: s.frontend.live == 0)
-        assert s.frontend._answer_bytes == 0
+        assert s.frontend.answer_bytes == 0
         aborted = {m.rid for m in s.engine.router if isinstance(m, say.Abort)}
         assert aborted == {m.rid for m in asked(s)}
 

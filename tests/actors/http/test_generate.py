@@ -243,6 +243,7 @@ def test_sampling_reaches_the_engine():
             "add_spaces_between_special_tokens": False,
             "print_eos_token": True,
             "disable_prompt_cache": True,
+            "speculate": False,
             "priority": 3,
             "min_p": 0.5,
         }
@@ -266,6 +267,7 @@ def test_sampling_reaches_the_engine():
         assert not r.terms.output.spaces_between_special_tokens
         assert r.terms.output.print_eos_token
         assert (r.add_special_tokens, r.terms.reuse_prompt, r.terms.priority) == (False, False, 3)
+        assert not r.terms.speculate
 
     run(body)
 

@@ -58,7 +58,12 @@ class Others:
     def __init__(self, *silent: str) -> None:
         self.silent, self.asked = silent, list[str]()
         self.feed: LiveFeed = None  # type: ignore[assignment]
-        states = {"state_checkpoints": 7.0, "state_checkpoints_used": 5.0}
+        states = {
+            "state_checkpoints": 7.0,
+            "state_checkpoints_used": 5.0,
+            "kv_window_used": 3.0,
+            "kv_window_total": 9.0,
+        }
         self.pages = {"router": {"running": 2.0, "generation_tokens": 0.0, **states}, "worker": {}}
 
     def ask(self, peer: str, message: say.Inspect) -> bool:
@@ -249,6 +254,7 @@ def test_actors_that_say_nothing_hold_nothing_up() -> None:
             assert event["engine"]["state"] == "running"
             assert event["requests"]["running"] == 2  # from shared memory
             assert (event["kv"]["states"], event["kv"]["states_total"]) == (5, 7)
+            assert (event["kv"]["windows"], event["kv"]["windows_total"]) == (3, 9)
 
     run(body, **others.site())
 

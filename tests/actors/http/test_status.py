@@ -162,6 +162,8 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
             "prefix_hit_tokens": 6.0,
             "preemptions": 7.0,
             "invalid_logits": 5.0,
+            "draft_tokens": 8.0,
+            "accepted_tokens": 6.0,
         },
         "worker0": {"steps": 4.0, "step_seconds": 2.0, "last_step": 0.5},
         "supervisor": {"up.router": 1.0, "up.worker0": 0.0, "restarts.worker0": 2.0},
@@ -178,6 +180,9 @@ def test_numbers_of_the_other_actors_and_counters_that_never_fall():
         assert found["prefix_cache_queries_total",] == 8
         assert found["num_preemptions_total",] == 7
         assert found["invalid_logits_total",] == 5
+        assert found["spec_decode_num_draft_tokens_total",] == 8
+        assert found["spec_decode_num_accepted_tokens_total",] == 6
+        assert found["spec_decode_draft_acceptance_rate",] == 0.75
         assert (found["actor_up", "router"], found["actor_up", "worker0"]) == (1, 0)
         assert found["actor_restarts_total", "worker0"] == 2
         assert (found["worker_steps_total", "worker0"], found["step_seconds_total", "worker0"]) == (4, 2)

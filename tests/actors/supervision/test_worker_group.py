@@ -198,4 +198,4 @@ def test_ranks_of_several_machines_meet_at_a_new_address_each_time() -> None:
                 socket.create_connection(("127.0.0.1", int(first.rpartition(":")[2])))
             assert group.meeting != before
         with pytest.raises(StartupError, match="the ranks have no place to meet"):
-            WorkerGroup(members, wiring, "192.0.2.1")
+            WorkerGroup(members, wiring, "203.0.113.1")

@@ -38,10 +38,11 @@ function inWords(kv: KvSnapshot, tree: KvSnapshot, running: number): string {
   const total = Math.max(kv.total, 1);
   const free = Math.max(0, kv.total - kv.used - kv.cached);
   const copies = kv.states_total > 0 ? ` ${whole(kv.states)} of ${whole(kv.states_total)} copies of recurrent states are in use.` : "";
+  const windows = kv.windows_total > 0 ? ` ${whole(kv.windows)} of ${whole(kv.windows_total)} slots of layers with windows are in use.` : "";
   return (
     `${whole(kv.used)} in use by ${whole(running)} ${running === 1 ? "sequence" : "sequences"} (${percent(kv.used / total)}), ` +
     `${whole(kv.cached)} cached (${percent(kv.cached / total)}), ${whole(free)} free. ` +
-    `The prefix tree holds ${whole(tree.tree_tokens)} tokens in ${whole(tree.tree_nodes)} nodes.${copies}`
+    `The prefix tree holds ${whole(tree.tree_tokens)} tokens in ${whole(tree.tree_nodes)} nodes.${windows}${copies}`
   );
 }
 

@@ -59,6 +59,9 @@ export interface KvSnapshot {
   /** Copies of recurrent states: in use, and most. */
   states: number;
   states_total: number;
+  /** Slots of layers with windows, where these have slots of their own: in use, and in all. */
+  windows: number;
+  windows_total: number;
 }
 
 export type SequenceStage =

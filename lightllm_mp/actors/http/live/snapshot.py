@@ -104,6 +104,8 @@ def _kv(frontend: ResumableTable, told: SchedulerState | None, numbers: Mapping[
         told.kept if told else b"",
         int(numbers.get("state_checkpoints_used", 0)),
         int(numbers.get("state_checkpoints", 0)),
+        int(numbers.get("kv_window_used", 0)),
+        int(numbers.get("kv_window_total", 0)),
         told.owners if told else b"",
     )
 

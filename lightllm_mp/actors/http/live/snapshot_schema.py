@@ -84,6 +84,10 @@ class KvSnapshot(Struct, frozen=True):
     """Copies of recurrent states in use, of models with linear attention."""
     states_total: int
     """Most such copies; 0: the model has no recurrent layers, or keeps none."""
+    windows: int
+    """Slots that running sequences hold in layers with windows, where these have slots of their own."""
+    windows_total: int
+    """Such slots in all; 0: all layers share theirs."""
     owners: bytes
     """1 + index in `requests.rows` of an answer that holds slots of the cell; 255: one that is not listed; 0: none."""
 
