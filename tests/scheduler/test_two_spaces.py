@@ -140,6 +140,17 @@ def test_a_hit_ends_where_its_last_window_is_there() -> None:
     assert h.opened[3].cached_tokens == 80
 
 
+def test_admission_knows_that_a_sequence_holds_no_more_than_its_window() -> None:
+    """Three need all slots of windows at once; the first one ends before a fourth needs as many."""
+    h = two(kv_tokens=900, window_tokens=240, step_tokens=16)
+    h.add(*[request(rid, prompt(100, rid), max_new_tokens=60, ignore_eos=True) for rid in range(1, 6)])
+    running = 0.0
+    while h.step():
+        running = max(running, h.scheduler.gauges()["running"])
+    assert running == 5
+    assert h.scheduler.gauges()["preemptions"] == 0
+
+
 def test_a_long_prompt_does_not_cost_other_prompts_their_windows() -> None:
     h = two(kv_tokens=2000, window_tokens=240, max_context=600, max_input=500, step_tokens=16)
     for rid in (1, 2):
