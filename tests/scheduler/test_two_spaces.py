@@ -33,6 +33,7 @@ def most_used(h: Harness) -> list[int]:
     most = [0, 0]
     while h.step():
         h.scheduler.check_integrity()
+        assert not h.scheduler._rows.first[0].any(), "admission charges for all tokens in the other layers"
         most = [max(before, space.used) for before, space in zip(most, spaces(h), strict=True)]
         for space in spaces(h):
             shown = kv_map(h.rows, space, {})
