@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from lightllm_mp.kernels.cpu import runtime
 from lightllm_mp.messages import ImageInfo
 from lightllm_mp.models.model_config import read_model_config
 from lightllm_mp.vision.placeholders import pseudo_ids
 from tests.paths import GOLDENS
 
-TOLERANCE = 5e-4
+TOLERANCE = 1e-3 if os.environ.get(runtime.VARIABLE) == "baseline" else 5e-4
+"""The level without fused multiply-add rounds each product before it adds it: 5.3e-4 with gemma2, where the others have
+1.8e-4 to 2.5e-4."""
 
 
 @dataclass
