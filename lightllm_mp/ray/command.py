@@ -52,7 +52,7 @@ def serve_fleet(
     embedded = config.fleet.ray_address is None
     if embedded:
         # Names of cores for Ray's own count; engines share the real ones.
-        cpus = max(_most(config) + 1, os.cpu_count() or 1)
+        cpus = max(_most(config) * config.engine.nnodes + 1, os.cpu_count() or 1)
         ray.init(
             num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, logging_level=logging.WARNING
         )

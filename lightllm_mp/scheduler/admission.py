@@ -44,6 +44,17 @@ class Admission:
         final = self.lengths.predict(length - prompt, limit, draws)
         return peak(held, np.maximum(final + prompt - 1 - length, 0), space.bound) <= room
 
+    def expected_tokens(self, waiting: Seq[Sequence]) -> float:
+        """Tokens that are still to be computed for the running and these sequences, if their answers get the lengths of
+        those that finished lately."""
+        rows, running = self._rows, self._rows.running()
+        known = np.append(np.maximum(rows.planned, rows.target)[running], [len(s.ids) for s in waiting])
+        prompt = np.append(rows.prompt[running], [s.prompt_tokens for s in waiting])
+        limit = np.append(rows.limit[running], [s.limit for s in waiting])
+        computed = np.append(rows.planned[running], [0] * len(waiting))
+        answer = self.lengths.expected(known - prompt, np.maximum(limit - prompt, 0))
+        return float(np.maximum(prompt + answer - computed, 0.0).sum())
+
 
 def service_order(prompts: Seq[tuple[int, int, int]], budget: int) -> Iterator[tuple[int, int]]:
     """Share the `budget` of tokens that decode leaves in a step. `prompts`: (tenant, priority, tokens left) in service

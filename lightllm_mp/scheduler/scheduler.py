@@ -383,15 +383,8 @@ class Scheduler:
         }
 
     def expected_tokens(self) -> float:
-        """Tokens that are still to be computed for all sequences, running and waiting, if their answers get the lengths
-        of those that finished lately."""
-        rows, running, waiting = self._rows, self._rows.running(), list(self._waiting)
-        known = np.append(np.maximum(rows.planned, rows.target)[running], [len(s.ids) for s in waiting])
-        prompt = np.append(rows.prompt[running], [s.prompt_tokens for s in waiting])
-        limit = np.append(rows.limit[running], [s.limit for s in waiting])
-        computed = np.append(rows.planned[running], [0] * len(waiting))
-        answer = self._admission.lengths.expected(known - prompt, np.maximum(limit - prompt, 0))
-        return float(np.maximum(prompt + answer - computed, 0.0).sum())
+        """Tokens that are still to be computed for all sequences."""
+        return self._admission.expected_tokens(list(self._waiting))
 
     def state(self, rids: bytes, *, lacking_images: Collection[int], compiling: Collection[int]) -> SchedulerState:
         """What happens to these sequences, and to KV memory (see `scheduler_state`)."""

@@ -47,7 +47,7 @@ def test_a_test_is_named_as_one() -> None:
 @pytest.mark.parametrize(
     ("section", "keys"),
     [
-        ("Scenarios", [str(number) for number in range(1, 100)]),
+        ("Scenarios", [str(number) for number in range(1, 105)]),
         ("Points that have to hold", [str(number) for number in range(1, 15)]),
         ("Where LightLLM failed", [f"W{number}" for number in range(1, 25)]),
     ],

@@ -33,6 +33,7 @@ def most_used(h: Harness) -> list[int]:
     most = [0, 0]
     while h.step():
         h.scheduler.check_integrity()
+        assert not h.scheduler._rows.first[0].any(), "admission charges for all tokens in the other layers"
         most = [max(before, space.used) for before, space in zip(most, spaces(h), strict=True)]
         for space in spaces(h):
             shown = kv_map(h.rows, space, {})
@@ -138,6 +139,17 @@ def test_a_hit_ends_where_its_last_window_is_there() -> None:
     most_used(h)
     h.check_answers(3)
     assert h.opened[3].cached_tokens == 80
+
+
+def test_admission_knows_that_a_sequence_holds_no_more_than_its_window() -> None:
+    """Three need all slots of windows at once; the first one ends before a fourth needs as many."""
+    h = two(kv_tokens=900, window_tokens=240, step_tokens=16)
+    h.add(*[request(rid, prompt(100, rid), max_new_tokens=60, ignore_eos=True) for rid in range(1, 6)])
+    running = 0.0
+    while h.step():
+        running = max(running, h.scheduler.gauges()["running"])
+    assert running == 5
+    assert h.scheduler.gauges()["preemptions"] == 0
 
 
 def test_a_long_prompt_does_not_cost_other_prompts_their_windows() -> None:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-FIRST_RATE, FIRST_WEIGHT = 0.7, 1.0
-"""The rate of accepted drafts that is expected of a new sequence, and how many tried tokens that counts as."""
+FIRST_RATE, FIRST_WEIGHT, LEAST_RATE = 0.6, 1.0, 0.2
+"""The rate of accepted drafts that is expected of the first sequences, how many tried tokens the expected rate counts
+as, and the least that is expected of a new sequence."""
+LEARN = 0.02
+"""Share of the newest draft in what is expected of sequences to come."""
 SUREST = 0.98
 """No sequence is surer than that."""
 CHANCES = np.array([1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
@@ -69,19 +72,23 @@ class Acceptance:
     def __init__(self, rows: int) -> None:
         self._life = np.zeros(rows, np.int64)
         self._right, self._tried = np.zeros(rows), np.zeros(rows)
+        self._expected = FIRST_RATE
 
     def rates(self, rows: NDArray[np.int64], lives: NDArray[np.int64]) -> Floats:
         """Of the sequences with these lives."""
         new = rows[self._life[rows] != lives]
         self._right[new] = self._tried[new] = 0.0
         self._life[rows] = lives
-        rates = (FIRST_WEIGHT * FIRST_RATE + self._right[rows]) / (FIRST_WEIGHT + self._tried[rows])
+        rates = (FIRST_WEIGHT * self._expected + self._right[rows]) / (FIRST_WEIGHT + self._tried[rows])
         return np.minimum(rates, SUREST)
 
     def add(self, rows: NDArray[np.int64], drafted: NDArray[np.int64], right: NDArray[np.int64]) -> None:
         """The first `right` of a row's `drafted` tokens came true. Behind the first wrong one nothing is known."""
         self._right[rows] = FORGET * self._right[rows] + right
-        self._tried[rows] = FORGET * self._tried[rows] + np.minimum(right + 1, drafted)
+        tried = np.minimum(right + 1, drafted)
+        self._tried[rows] = FORGET * self._tried[rows] + tried
+        for rate in (right / tried).tolist():
+            self._expected = max(LEAST_RATE, self._expected + LEARN * (rate - self._expected))
 
     def recover(self, rows: NDArray[np.int64]) -> None:
         """Rows that were not worth a draft may be worth one later."""

@@ -16,7 +16,10 @@ NGRAM = 3
 CANDIDATES, SUFFIX = 8, 16
 """Most earlier places that are compared, and tokens by which they are."""
 FIRST_SIZE = 1024
-FACTORS = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint32)
+WORDS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+FACTORS = np.array(WORDS, np.uint32)
+FEW = 16
+"""So many new tokens are taken in one by one."""
 
 
 class NgramIndex:
@@ -56,9 +59,14 @@ class NgramIndex:
             match, self._bits = self._match, (len(ids) - 1).bit_length()
             self._clear()
             self._match = match
-        at = np.arange(max(self._fed, NGRAM), len(ids), dtype=np.int32)
-        self._fed = len(ids)
-        buckets = self._buckets(ids[at[0] - NGRAM : -1]) if len(at) else at
+        start, self._fed = max(self._fed, NGRAM), len(ids)
+        if len(ids) - start <= FEW:
+            for place in range(start, len(ids)):
+                bucket = self._bucket(ids, place)
+                self._chain[place], self._heads[bucket] = self._heads[bucket], place
+            return
+        at = np.arange(start, len(ids), dtype=np.int32)
+        buckets = self._buckets(ids[start - NGRAM : -1])
         order = buckets.argsort(kind="stable")
         at, buckets = at[order], buckets[order]
         again = buckets[1:] == buckets[:-1]
@@ -72,12 +80,18 @@ class NgramIndex:
         mixed = (windows * FACTORS).sum(1, dtype=np.uint32)
         return (mixed ^ (mixed >> np.uint32(15))) * FACTORS[0] >> np.uint32(32 - self._bits)
 
+    def _bucket(self, ids: Ints, end: int) -> int:
+        """That of the n-gram before position `end`: for a few, numpy takes longer than Python."""
+        mixed = sum(token * factor for token, factor in zip(ids[end - NGRAM : end].tolist(), WORDS, strict=True))
+        mixed &= 0xFFFF_FFFF
+        return ((mixed ^ mixed >> 15) * WORDS[0] & 0xFFFF_FFFF) >> 32 - self._bits
+
     def _longest(self, ids: Ints) -> int:
         """The earlier place whose ids before it are like the last ids for longest, the newest of equals; -1: none."""
         if len(ids) <= NGRAM:
             return -1
         found: list[int] = []
-        at = int(self._heads[self._buckets(ids[-NGRAM:])[0]])
+        at = int(self._heads[self._bucket(ids, len(ids))])
         while at >= 0 and len(found) < CANDIDATES:
             found.append(at)
             at = int(self._chain[at])

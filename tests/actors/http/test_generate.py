@@ -26,12 +26,8 @@ def test_whole_answer():
         status, answer, headers = await s.post("/generate", BODY)
         assert status == 200
         assert headers["Content-Type"] == "application/json"
-        assert answer == {
-            "generated_text": [expected(4)],
-            "count_output_tokens": 4,
-            "finish_reason": "length",
-            "prompt_tokens": 7,
-        }
+        assert answer.pop("generated_text") == [expected(4)]
+        assert answer == {"count_output_tokens": 4, "finish_reason": "length", "prompt_tokens": 7}
         assert s.frontend.live == 0
 
     run(body)
