@@ -15,7 +15,7 @@ from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
 UPLOAD_POSITIONS = 1 << 18
-"""Cached positions whose ids and slots one plan uploads, 8 bytes each, unless a single sequence has more."""
+"""Most cached positions whose ids and slots one plan uploads, 8 bytes each. A single sequence may have more."""
 
 
 class Admission:
@@ -26,7 +26,7 @@ class Admission:
     def admits(self, candidate: Sequence, cached: int) -> bool:
         """Whether KV memory holds the candidate beside the running sequences. The tree has `cached` of its ids locked.
 
-        A sequence is charged for what it computes itself; used slots that no running sequence computed are constant."""
+        The charge of a sequence is the slots that it computes itself; other used slots are a constant."""
         return all(self._fits(space, candidate, cached) for space in self._kv.spaces)
 
     def _fits(self, space: KvSpace, candidate: Sequence, cached: int) -> bool:
@@ -45,8 +45,8 @@ class Admission:
         return peak(held, np.maximum(final + prompt - 1 - length, 0), space.bound) <= room
 
     def expected_tokens(self, waiting: Seq[Sequence]) -> float:
-        """Tokens that are still to be computed for the running and these sequences, if their answers get the lengths of
-        those that finished lately."""
+        """Tokens left to compute for the running sequences and for `waiting`. Assumes that answers get the lengths of
+        recently finished ones."""
         rows, running = self._rows, self._rows.running()
         known = np.append(np.maximum(rows.planned, rows.target)[running], [len(s.ids) for s in waiting])
         prompt = np.append(rows.prompt[running], [s.prompt_tokens for s in waiting])
@@ -61,10 +61,10 @@ def service_order(prompts: Seq[tuple[int, int, int]], budget: int) -> Iterator[t
     order. Yields (index, most tokens it may take); the caller stops when the budget is used up. The first index comes
     twice.
 
-    First come, first served lets a long prompt block every short one behind it; with equal shares all long prompts
-    finish late together. So the first prompt gets half, and the prompt with the fewest tokens left gets the rest: a
-    short prompt starts at once, long prompts finish one after the other, and the first takes at most twice as long. A
-    higher priority goes first among the prompts of its tenant.
+    With first come, first served, a long prompt blocks every short one behind it; with equal shares, all long prompts
+    finish late. So the first prompt gets half, and the prompt with the fewest tokens left gets the rest: a short prompt
+    starts at once, long prompts finish one after the other, and the first takes at most twice as long. Among the
+    prompts of a tenant, a higher priority goes first.
     """
     if not prompts:
         return

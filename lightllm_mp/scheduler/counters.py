@@ -1,4 +1,4 @@
-"""Counters of the scheduler since its process started. They never decrease; a reset keeps them."""
+"""The scheduler's counters since its process started. They never decrease; a reset keeps them."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class Counters:
     """Prompt tokens of the sequences that have started."""
     generation_tokens: int = 0
     prefill_tokens: int = 0
-    """Tokens that steps computed in chunks of prompts."""
+    """Tokens that steps computed in chunks of prompts (prefill)."""
     decode_tokens: int = 0
-    """Tokens that steps computed to go on with answers."""
+    """Tokens that steps computed to go on with answers (decode)."""
     step_rows: int = 0
-    """Sequences of all steps."""
+    """Sequences per step, summed over all steps."""
     prefix_queries_tokens: int = 0
     """Tokens that were looked up in the prefix tree."""
     prefix_hit_tokens: int = 0
-    """Tokens that the prefix tree had."""
+    """Tokens that were found in the prefix tree."""
     evicted_tokens: int = 0
     draft_tokens: int = 0
-    """Tokens that were drafted, and computed to see whether they come true."""
+    """Draft tokens that steps computed to verify them."""
     accepted_tokens: int = 0
-    """Draft tokens that came true."""
+    """Draft tokens that were accepted."""
     invalid_logits: int = 0
     """Sequences that failed because their logits were not finite."""
 
     def ended(self, reason: int) -> None:
-        """Count a sequence that ended for one of the finish reasons."""
+        """Count a sequence that ended with this finish reason."""
         self.finished_stop += reason == STOP
         self.finished_length += reason == LENGTH
         self.finished_abort += reason == ABORT
 
     def by_name(self) -> dict[str, int]:
-        """Called at every step; `asdict` takes several times as long."""
+        """All counters by name. The scheduler calls it at every step; `asdict` takes several times as long."""
         return {name: getattr(self, name) for name in NAMES}
 
 

@@ -1,4 +1,4 @@
-"""The tokens that a step gave to sequences, and which of them are the last ones."""
+"""Takes a step's sampled tokens into the rows, and finds the sequences that they finish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Top = tuple[tuple[int, bytes, bytes], ...]
 
 @dataclass(slots=True)
 class TakenTokens:
-    """What the sequences in `rows` got."""
+    """The tokens that the sequences in `rows` got from a step."""
 
     rows: np.ndarray
     finish: np.ndarray
@@ -28,7 +28,7 @@ class TakenTokens:
 def taken_tokens(
     columns: Rows, eos_ids: Series[int], flight: InFlightStep, alive: np.ndarray, answer: StepDone
 ) -> TakenTokens | None:
-    """Writes the ids of a step's sequences that are `alive` into the rows; None if there are none."""
+    """Write the ids of a step's `alive` sequences into the rows. None if there are none."""
     ids, logprobs = np.frombuffer(answer.ids, "<i4"), np.frombuffer(answer.logprobs, "<f4")
     keep = alive[flight.sampled]
     wanted = alive & flight.sampled
@@ -62,7 +62,7 @@ def finish_reasons(columns: Rows, eos_ids: Series[int], rows: np.ndarray, ends: 
 
 
 def renumber(top: Top, keep: np.ndarray) -> Top:
-    """The alternatives of the kept samples, each with its index among the kept samples."""
+    """The alternatives of the kept samples, each with its index among these."""
     if not top:
         return ()
     index = np.cumsum(keep) - 1

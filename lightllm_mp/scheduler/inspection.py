@@ -1,6 +1,6 @@
-"""What the scheduler does now, for people who watch: the stage of sequences, and KV memory as a map of fixed size.
+"""Shows operators what the scheduler does: the stage of each sequence, and KV memory as a map of fixed size.
 
-It costs a few operations on whole arrays: about 5 ms with a million slots in use. Nothing of it is kept between calls.
+It costs a few operations on whole arrays: about 5 ms with a million slots in use. It keeps no state between calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
 CELL_BITS = 11
-"""The map has at most 2 ** CELL_BITS cells, each of a power of two slots."""
+"""The map has at most 2 ** CELL_BITS cells. A cell is a power of two slots."""
 
 
 class KvMap(NamedTuple):
@@ -64,7 +64,7 @@ def scheduler_state(
 
 
 def _progress(rows: Rows, sequence: Sequence) -> tuple[int, int, int, int]:
-    """Its stage, prompt tokens, computed positions, and those that came from the prefix tree."""
+    """Stage, prompt tokens, computed positions, and positions that came from the prefix tree."""
     if (row := sequence.row) < 0:
         return QUEUED, sequence.prompt_tokens, 0, 0
     computed = int(rows.confirmed[row])
@@ -73,7 +73,7 @@ def _progress(rows: Rows, sequence: Sequence) -> tuple[int, int, int, int]:
 
 
 def kv_map(rows: Rows, space: KvSpace, numbers: Mapping[int, int]) -> KvMap:
-    """KV memory in cells. `numbers`: what stands for a rid among the owners; for others it is OTHERS."""
+    """KV memory in cells. `numbers`: rid -> the owner number that stands for it; other rids become OTHERS."""
     total = space.pool.total
     shift = max(0, (total - 1).bit_length() - CELL_BITS)
     starts = np.arange(0, total, 1 << shift)
@@ -88,7 +88,7 @@ def kv_map(rows: Rows, space: KvSpace, numbers: Mapping[int, int]) -> KvMap:
 
 
 def _held(rows: Rows, space: KvSpace, numbers: Mapping[int, int]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """The slots that running sequences hold, each once, and the number of one holder of each."""
+    """The slots that running sequences hold, each once, and for each the number of one holder."""
     parts, owners = [np.empty(0, np.int32)], [0]
     seen = set[int]()
     for row in rows.running().tolist():

@@ -17,12 +17,12 @@ from lightllm_mp.scheduler.wait_queue import WaitQueue
 
 
 class IntegrityError(AssertionError):
-    """The scheduler's bookkeeping is wrong; the message says where."""
+    """The scheduler's bookkeeping is wrong; the message names the place."""
 
 
 def check(rows: Rows, kv: KvMemory) -> None:
-    """IntegrityError unless each slot is either free, in the tree or owned by one running sequence, and locks and
-    counts add up. O(slots + nodes)."""
+    """IntegrityError unless each slot is free, in the tree or owned by one running sequence, and locks and counts add
+    up. O(slots + nodes)."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
     for space in kv.spaces:
         _check_slots(space, running)
@@ -37,8 +37,8 @@ def check(rows: Rows, kv: KvMemory) -> None:
 
 
 def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, prefilling: WaitQueue) -> None:
-    """IntegrityError unless each live sequence either waits or has a row, and `prefilling` holds exactly those running
-    sequences whose prompt is not planned to its end."""
+    """IntegrityError unless each live sequence either waits or has a row, and `prefilling` holds exactly the running
+    sequences whose prompt is not fully planned."""
     running = [sequence for sequence in rows.sequences if sequence is not None]
     _equal("live sequences", sorted(live), sorted(sequence.rid for sequence in [*waiting, *running]))
     _equal("rows in use", len(running), rows.total - rows.free)
@@ -47,7 +47,7 @@ def check_queues(rows: Rows, live: Mapping[int, Sequence], waiting: WaitQueue, p
 
 
 def check_leases(live: Mapping[int, Sequence], leases: Leases, in_flight: bool) -> None:
-    """IntegrityError unless leases match the live sequences with images; others last only while a step is in flight."""
+    """IntegrityError unless leases match the live sequences with images; others exist only with a step in flight."""
     holders: dict[int, int] = {}
     for sequence in live.values():
         if sequence.images is not None:
@@ -99,7 +99,7 @@ def _check_tree(space: KvSpace, running: list[Sequence]) -> None:
 
 
 def _check_states(rows: Rows, states: RecurrentStates, tree: PrefixTree, running: list[Sequence]) -> None:
-    """Each copy is free, or a checkpoint of one node, or belongs to one running sequence."""
+    """IntegrityError unless each copy is free, a checkpoint of one node, or owned by one running sequence."""
     owners: dict[int, PrefixNode | Sequence] = {node.checkpoint: node for node in tree.nodes() if node.checkpoint >= 0}
     for sequence in running:
         owners |= dict.fromkeys(sequence.saves, sequence)
@@ -115,7 +115,7 @@ def _check_states(rows: Rows, states: RecurrentStates, tree: PrefixTree, running
 
 
 def _check_prefix(rows: Rows, space: KvSpace, sequence: Sequence) -> None:
-    """The positions that a sequence shares are those of its locked path."""
+    """IntegrityError unless the positions that a sequence shares are those of its locked path."""
     row = sequence.row
     nodes = path(sequence.nodes[space.number]) if sequence.nodes else []
     slots = np.concatenate([EMPTY, *(node.slots for node in nodes)])

@@ -1,4 +1,4 @@
-"""Finds the sequences of a step that got no id, so that they fail and no other does."""
+"""Finds the sequences whose logits are not finite, so that only these fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEAD_END = ErrorInfo.of(
 
 
 def check_columns(flight: InFlightStep, answer: StepDone, width: int) -> None:
-    """RuntimeError when the answer's columns do not match the step. `width`: numbers of a row."""
+    """RuntimeError when the answer's columns do not match the step. `width`: numbers in a pooled row."""
     sampled, pooled = int(flight.sampled.sum()), int(flight.pooled.sum())
     ids, numbers = len(answer.ids) // 4, len(answer.pooled) // 4
     if not ids == len(answer.logprobs) // 4 == sampled:
@@ -30,8 +30,8 @@ def check_columns(flight: InFlightStep, answer: StepDone, width: int) -> None:
 def failed_sequences(
     rows: Rows, flight: InFlightStep, kept: NDArray[np.bool_], answer: StepDone, width: int
 ) -> list[tuple[Sequence, ErrorInfo]]:
-    """The running sequences of the step of which a logprob or the row of numbers is not finite, with the reason;
-    `kept` says which entries count."""
+    """The running sequences of the step with a logprob or a pooled row that is not finite, each with its error. `kept`
+    says which entries count."""
     sampled, pooled = np.flatnonzero(flight.sampled), np.flatnonzero(flight.pooled)
     logprobs, numbers = np.frombuffer(answer.logprobs, "<f4"), np.frombuffer(answer.pooled, "<f4")
     lost = ~np.isfinite(numbers.reshape(len(pooled), width)).all(1)
@@ -52,6 +52,6 @@ def failed_sequences(
 
 
 def failure(sequence: Sequence, error: ErrorInfo) -> list[Wire]:
-    """The last messages about such a sequence: to the detokenizer, which does not know pooled ones, and the front."""
+    """The last messages of such a sequence: to the detokenizer (which does not know pooled ones) and to the front."""
     rejected = Rejected(sequence.rid, error)
     return [rejected] if sequence.pooled else [Close(sequence.rid), rejected]

@@ -1,7 +1,7 @@
-"""Forced ids of constrained answers: they are computed together in one chunk, as a prompt is, and not one a step.
+"""Forced ids of constrained answers: one chunk computes all of them, as for a prompt, instead of one id a step.
 
-The guide tells of them when the step that samples the first is on its way; what that step and others in flight have
-sampled by then is the same ids, because their masks allow nothing else. So an answer does not depend on when it jumps.
+The guide announces forced ids when the step that samples the first one is in flight. That step and later ones in flight
+sample the same ids, because their masks allow no others. So an answer does not depend on when it jumps.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from lightllm_mp.scheduler.rows import Rows
 from lightllm_mp.scheduler.sequence import Sequence
 
 WORTH_A_CHUNK = (1, 8)
-"""Fewest ids that are jumped over, without and with run-ahead. A GPU runs steps of single tokens as graphs, others
-kernel by kernel."""
+"""Fewest ids worth a jump, without and with run-ahead. A GPU runs steps of single tokens as CUDA graphs, and other
+steps kernel by kernel."""
 
 
 class Jumps:
-    """`live`: the scheduler's sequences by rid."""
+    """Announced jumps of the sequences in `live`, which is the scheduler's table by rid."""
 
     def __init__(self, limits: EngineLimits, rows: Rows, live: Mapping[int, Sequence], counters: Counters) -> None:
         self._eos_ids, self._rows, self._live, self._counters = limits.eos_ids, rows, live, counters
@@ -31,7 +31,7 @@ class Jumps:
         self._noted: dict[int, tuple[Sequence, int, Ints]] = {}
 
     def note(self, message: Forced) -> None:
-        """An answer has `message.ids` after its first `message.count` ids."""
+        """The answer has `message.ids` after its first `message.count` ids."""
         if (sequence := self._live.get(message.rid)) is None:
             return
         ids = np.frombuffer(message.ids, "<i4")
@@ -43,8 +43,8 @@ class Jumps:
         self._noted.clear()
 
     def take(self) -> Iterator[tuple[Sequence, list[Wire]]]:
-        """The sequences that jump now, each with its events: one Tokens for each id, and an Advance. Their rows have
-        known ids to compute again."""
+        """The sequences that jump now, each with its events: one Tokens for each id, and an Advance. Then their rows
+        have known ids to compute again."""
         rows = self._rows
         for sequence, first, ids in list(self._noted.values()):
             row = sequence.row
@@ -52,7 +52,7 @@ class Jumps:
                 del self._noted[sequence.rid]
                 continue
             if row < 0 or rows.planned[row] < rows.target[row]:
-                continue  # it waits, or its prompt is not computed
+                continue  # the sequence waits, or its prompt is not computed
             left = ids[rows.planned[row] + 1 - first :][: max(0, rows.limit[row] - rows.planned[row] - 2)]
             if len(left) < self._fewest:
                 rows.held[row] = False

@@ -1,12 +1,13 @@
 """KV memory of the running sequences and of the prefix cache, in one or two spaces (kv_space.py). A position has a slot
-in each of them.
+in each space.
 
 A sequence holds its first `Rows.treed` positions through locks on the trees and owns the rest. The trees get the
 positions of answered steps when the prefill is done, so that other sequences share them, and when the sequence leaves.
 A prefix is known as far as the trees of all spaces know it.
 
-In layers with windows, a sequence holds the positions that its next tokens see, from `Rows.first` on: others go to the
-trees as it runs (`leave_behind`), in these layers without a lock, where they stay until their slots are needed.
+In layers with windows, a sequence holds only the positions that its next tokens see, from `Rows.first` on. Earlier
+positions go to the trees as it runs (`leave_behind`). In these layers they have no lock there, and stay until their
+slots are needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.vision.placeholders import SURE_SLOTS, sure_match
 
 Found = list[tuple[Ints, PrefixNode]]
-"""A known prefix in each space: its slots and last node."""
+"""A known prefix: its slots and its last node, for each space."""
 
 
 class KvMemory:
@@ -36,7 +37,7 @@ class KvMemory:
         self._whole = limits.whole_images
         self._grain = limits.window_grain
         self.pool, self.tree = self.spaces[0].pool, self.spaces[0].tree
-        """Those of the first space."""
+        """Pool and tree of the first space."""
         self.states = states_of(limits, rows, self.tree)
         self._rows = rows
         self._counters = counters
@@ -48,11 +49,11 @@ class KvMemory:
 
     @property
     def used(self) -> int:
-        """Slots of the first space that running sequences hold, shared ones counted once."""
+        """Slots of the first space that running sequences hold. A shared slot counts once."""
         return self.spaces[0].used
 
     def gauges(self) -> dict[str, float]:
-        """Of the space of layers with windows, if there are two."""
+        """Gauges of the space of layers with windows; 0 if there is only one space."""
         near = self.spaces[1] if len(self.spaces) > 1 else None
         return {"kv_window_used": near.used if near else 0, "kv_window_total": near.pool.total if near else 0}
 
@@ -62,7 +63,7 @@ class KvMemory:
         self.states.clear()
 
     def take(self, n: int) -> Ints | None:
-        """int32 [spaces, n] slots; evicts cached prefixes if needed. None when that is not enough."""
+        """int32 [spaces, n] slots; evicts cached prefixes if needed. None if there are not enough even then."""
         if n > self.available:
             return None
         evicted = [space.make_room(n) for space in self.spaces]
@@ -73,8 +74,8 @@ class KvMemory:
         return np.stack([slots for slots in taken if slots is not None])
 
     def borrow(self, sequence: Sequence) -> list[Ints]:
-        """Lock the longest known prefix of a sequence in place of the one it held; returns its slots in each space. The
-        last id is never part of it: the sequence needs its logits, so the id is computed."""
+        """Lock the longest known prefix of a sequence instead of the one it held; returns its slots in each space. The
+        prefix never includes the last id: the sequence needs its logits, so a step has to compute it."""
         if not sequence.reads_cache:
             return [EMPTY for _ in self.spaces]
         return self._share(sequence, self._match(sequence))
@@ -92,7 +93,7 @@ class KvMemory:
         return sum(space.tree.version for space in self.spaces)
 
     def leave_behind(self) -> Iterator[tuple[int, int, int, int]]:
-        """Give up positions that no token of a running sequence will see again, where there are enough of them. Yields
+        """Give up positions that no token of a running sequence will see again, once there are enough of them. Yields
         (row, life, start, end) of positions whose slots have changed."""
         if (space := self._windowed) is None or space.tail is None:
             return
@@ -106,12 +107,12 @@ class KvMemory:
                 if start < end:
                     yield row, int(rows.life[row]), start, end
             if behind[row] - rows.first[space.number, row] >= self._grain + SURE_SLOTS:
-                sequence.cached = False  # the trees do not take them: they have what may be another image
+                sequence.cached = False  # the trees refuse them, because they have what may be another image
             if not sequence.cached:
                 space.leave(row, int(behind[row]))
 
     def forget(self, namespace: Namespace) -> None:
-        """Nothing of what the trees have of a namespace may be used again: some of it may be wrong."""
+        """Do not use the trees' present prefixes of a namespace again: some of their KV may be wrong."""
         for space in self.spaces:
             space.tree.forget(namespace)
         for sequence in self._rows.sequences:
@@ -119,7 +120,7 @@ class KvMemory:
                 sequence.cached = False
 
     def _match(self, sequence: Sequence) -> Found:
-        """The longest usable prefix that surely has the same images (see `sure_match`)."""
+        """The longest usable prefix that certainly has the same images (see `sure_match`)."""
         end = len(sequence.ids) - 1
         while True:
             found = [space.tree.match(sequence.ids[:end], sequence.namespace) for space in self.spaces]
@@ -128,8 +129,8 @@ class KvMemory:
                 return [self.states.usable(sequence, *found[0]), *found[1:]]
 
     def _sharable(self, sequence: Sequence, ids: Ints) -> int:
-        """How many of a sequence's computed `ids` may go to the trees: never only the start of an image. If a tree's
-        match ends in what may be another image (see `sure_match`), only the ids before that image."""
+        """How many of a sequence's computed `ids` may go to the trees; never a part of an image. If a tree's match ends
+        in what may be another image (see `sure_match`), only the ids before that image."""
         if not sequence.spans:
             return len(ids)
         end = sure_match(len(ids), sequence.spans, self._whole)
@@ -146,8 +147,9 @@ class KvMemory:
         sequence.nodes = ()
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
-        """Give the computed positions of a running sequence, its whole prompt, to the trees. Where a tree already has
-        the same prefix, the sequence switches to the tree's slots; returns the start and end of those positions."""
+        """Give the computed positions of a running sequence, which include its prompt, to the trees. Where a tree has
+        the same prefix already, the sequence switches to the tree's slots; returns the start and end of those
+        positions."""
         moved = self._publish(sequence)
         for space, node in zip(self.spaces, sequence.nodes, strict=True):
             space.tree.ends(node)
@@ -167,7 +169,7 @@ class KvMemory:
 
     def catch_up(self, sequence: Sequence) -> tuple[int, int]:
         """Use what other sequences have computed of a running sequence's prompt, if that is more than it has planned
-        itself. Returns the start and end of the positions whose slots have changed."""
+        itself. Returns the start and end of positions whose slots have changed."""
         row, rows = sequence.row, self._rows
         start, planned = int(rows.treed[row]), int(rows.planned[row])
         if not sequence.reads_cache or sequence.tree_version == self._version:
@@ -185,14 +187,14 @@ class KvMemory:
         return start, known
 
     def take_back(self, row: int, count: int) -> None:
-        """Free the slots of the last `count` planned positions of a row: they are planned no longer."""
+        """Undo the plan of a row's last `count` planned positions, and free their slots."""
         end = int(self._rows.planned[row])
         for space in self.spaces:
             space.give_back(row, end - count, end)
         self._rows.planned[row] = end - count
 
     def release(self, sequence: Sequence) -> None:
-        """Take all slots from a running sequence; if it is `cached`, the trees get the computed positions."""
+        """Take all slots from a running sequence. If it is `cached`, the trees get its computed positions."""
         row, rows = sequence.row, self._rows
         treed, confirmed, planned = (int(column[row]) for column in (rows.treed, rows.confirmed, rows.planned))
         end = self._sharable(sequence, rows.ids[row, :confirmed]) if sequence.cached and confirmed > treed else treed

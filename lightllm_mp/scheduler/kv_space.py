@@ -1,8 +1,8 @@
-"""A space of KV slots: those of all layers, of the layers without a window, or of those with windows. Each slot is
-either free, in the prefix tree, or owned by one running sequence.
+"""A space of KV slots: those of all layers, of the layers without a window, or of the layers with windows. A slot is
+free, in the prefix tree, or owned by one running sequence.
 
-The tree of a space knows the prefixes whose KV in these layers is there. With windows it needs only the last slots of
-each; it keeps others until they are needed.
+The tree of a space knows the prefixes whose KV the space's layers have. With windows it needs only the last slots of
+each prefix; it keeps other slots until they are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightllm_mp.scheduler.slot_pool import SlotPool
 
 class KvSpace:
     def __init__(self, number: int, slots: int, tail: int | None, bound: int | None, rows: Rows) -> None:
-        """`number`: that of the space in `Rows.slots`; `tail`: see PrefixTree; `bound`: most slots of one sequence."""
+        """`number`: index of the space in `Rows.slots`; `tail`: see PrefixTree; `bound`: most slots of one sequence."""
         self.number, self.tail, self.bound = number, tail, bound
         self.pool, self.tree = SlotPool(slots), PrefixTree(tail)
         self._rows = rows
@@ -28,12 +28,12 @@ class KvSpace:
 
     @property
     def available(self) -> int:
-        """Slots that are free or can be made free."""
+        """Slots that are free or can be freed by eviction."""
         return self.pool.free + self.tree.evictable
 
     @property
     def used(self) -> int:
-        """Slots held by running sequences, shared ones counted once."""
+        """Slots that running sequences hold. A shared slot counts once."""
         return self.pool.total - self.available
 
     def make_room(self, n: int) -> int:
@@ -44,23 +44,23 @@ class KvSpace:
         return missing
 
     def held(self, row: int) -> Ints:
-        """The slots that the sequence of a row owns."""
+        """The slots that the sequence in a row owns."""
         return self._slots(row)[self._rows.owned[self.number, row] : self._rows.planned[row]]
 
     def give_back(self, row: int, start: int, end: int) -> None:
-        """Free the slots of positions that the sequence of a row owns."""
+        """Free the slots of positions that the sequence in a row owns."""
         self.pool.give_back(self._slots(row)[start:end].copy())
 
     def leave(self, row: int, position: int) -> None:
-        """Free what the sequence of a row owns before a position that is behind its window."""
+        """Free the slots that the sequence in a row owns before `position`, which is behind its window."""
         owned = int(self._rows.owned[self.number, row])
         if position > owned:
             self.give_back(row, owned, position)
             self._rows.first[self.number, row] = position
 
     def insert(self, sequence: Sequence, end: int) -> tuple[PrefixNode, int]:
-        """As `PrefixTree.insert`, for the first `end` positions of a running sequence. What the tree does not take of
-        the sequence's slots is free."""
+        """Like `PrefixTree.insert`, for the first `end` positions of a running sequence. The slots of the sequence that
+        the tree does not take become free."""
         row = sequence.row
         slots = self._slots(row)[:end].copy()
         slots[: self._rows.owned[self.number, row]] = HOLLOW
@@ -69,8 +69,8 @@ class KvSpace:
         return node, known
 
     def publish(self, sequence: Sequence, start: int, end: int) -> tuple[PrefixNode, int]:
-        """Give positions `start` .. `end` - 1 of a running sequence to the tree and lock them there. Where the tree
-        already has them, the sequence switches to the tree's slots: returns its node and the end of those."""
+        """Give positions `start` .. `end` - 1 of a running sequence to the tree and lock them there. Where the tree has
+        them already, the sequence switches to the tree's slots. Returns its node and the end of those positions."""
         node, known = self.insert(sequence, end)
         self.tree.lock(node)
         if known > start:
@@ -84,7 +84,7 @@ class KvSpace:
 
 
 def kv_spaces(limits: EngineLimits, rows: Rows) -> tuple[KvSpace, ...]:
-    """One for all layers, or one for the layers without a window and then one for those with windows."""
+    """One space for all layers, or one for the layers without a window and a second one for those with windows."""
     if not limits.window:
         return (KvSpace(0, limits.kv_tokens, None, None, rows),)
     near = (limits.window - 1, limits.window_slots, rows)

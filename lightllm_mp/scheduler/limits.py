@@ -12,9 +12,9 @@ from lightllm_mp.plan import Ints
 
 
 def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
-    """The request's ids and its max_new_tokens, cut to what the context and the KV memory hold beside the prompt.
+    """The request's ids and its max_new_tokens, cut to what context and KV memory hold beside the prompt.
 
-    InvalidRequest or PromptTooLong for a request that never fits; ValueError when the sender broke the protocol."""
+    InvalidRequest or PromptTooLong for a request that can never fit; ValueError when the sender breaks the protocol."""
     ids = np.frombuffer(request.ids, "<i4")
     emitted = len(ids) - request.prompt_tokens
     if emitted < 0 or request.terms.n < 1 or (emitted and request.terms.n > 1):
@@ -39,7 +39,7 @@ def fit(request: Tokenized, limits: EngineLimits) -> tuple[Ints, int]:
 
 
 def with_end_token(request: Tokenized, pooled: PooledFacts) -> Tokenized:
-    """The request with the id that the model's prompts end with, if the model has such an id."""
+    """The request with the end token of the model's prompts appended, if the model has one."""
     token = np.array([pooled.end_token], "<i4").tobytes()
     if pooled.end_token < 0 or not request.ids or request.ids.endswith(token):
         return request
@@ -72,7 +72,7 @@ def _check_allowed(request: Tokenized, limits: EngineLimits) -> None:
 
 
 def masked_ids(sampling: Sampling, limits: EngineLimits) -> tuple[int, ...]:
-    """Ids that may not be sampled before min_new_tokens are produced: those that end the sequence."""
+    """Ids that may not be sampled before min_new_tokens are produced: the ids that end the sequence."""
     stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
     return tuple(dict.fromkeys((*limits.eos_ids, *stop_ids))) if sampling.min_new_tokens > 0 else ()
 

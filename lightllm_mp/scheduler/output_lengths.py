@@ -3,8 +3,8 @@
 After "Past-Future Scheduler for LLM Serving under SLA Guarantees" (ASPLOS'25): output lengths are sampled from those of
 recently finished requests, given the tokens produced so far, and the worst peak of a few samples has to fit. Three
 things differ from the paper. A sequence keeps its draws while it lives, so repeated tests do not wait for a lucky draw.
-The sequence's own limit is one more entry and stands for every length not yet seen, so an empty window gives the most
-cautious prediction. Slots that several sequences share are counted once.
+The sequence's own limit is one more entry and stands for all lengths not yet seen, so an empty window gives the most
+cautious prediction. Slots that several sequences share count once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ WINDOW = 1000
 """Number of finished lengths that are kept."""
 SAMPLES = 4
 UNKNOWN_LENGTH = 256
-"""Tokens that an answer is expected to go on for if no longer one is known."""
+"""Tokens that an answer is expected to go on for, if no known length is longer."""
 RESERVE = 0.04
-"""Share of KV memory that admission leaves free for wrong predictions."""
+"""Share of KV memory that admission leaves free in case predictions are wrong."""
 
 
 class OutputLengths:
@@ -35,7 +35,7 @@ class OutputLengths:
         self._sorted = None
 
     def expected(self, produced: NDArray, limit: NDArray) -> NDArray[np.float64]:
-        """Mean of the kept lengths above `produced` [n]; where there is none, some tokens more. At most `limit` [n]."""
+        """Mean of the kept lengths above `produced` [n], else `produced` + UNKNOWN_LENGTH; at most `limit` [n]."""
         lengths = np.sort(self._ring[: min(self._count, WINDOW)])
         sums = np.append(np.cumsum(lengths[::-1])[::-1], 0)
         seen = np.searchsorted(lengths, produced, side="right")
@@ -59,7 +59,8 @@ def peak(held: NDArray, left: NDArray, bound: int | None = None) -> int:
     """The most tokens held at once, in the worst sample. A sequence holds `held` [n] tokens now, grows by one token a
     step to at most `bound` tokens, ends after `left` [samples, n] steps and then frees all its tokens.
 
-    Sorted by `left`, descending: just before sequence i ends, it and all before it have grown by left[i]."""
+    Sequences are sorted by `left`, descending. Just before sequence i ends, it and all before it have grown by
+    left[i]."""
     keys = (left.astype(np.int64) << 32) + held  # sorting packed integers is much faster than argsort
     keys.sort(axis=1)
     keys = keys[:, ::-1]
@@ -76,6 +77,6 @@ def capacity(kv_tokens: int) -> int:
 
 
 def most(held: NDArray, left: NDArray, bound: int | None = None) -> int:
-    """An upper bound of `peak` and much cheaper: all sequences hold all their tokens at once."""
+    """An upper bound of `peak`, and much cheaper: all sequences hold all their tokens at once."""
     final = held + left
     return int((final if bound is None else np.minimum(final, bound)).sum())

@@ -1,13 +1,14 @@
-"""The prefix tree, a radix tree: which token prefixes have their KV in which slots.
+"""The prefix tree (a radix tree): it maps known token prefixes to the slots that hold their KV.
 
 Its grain is one token: an edge holds any number of ids and is split where two prompts differ. A running sequence locks
-the node whose slots it reads, and with it the path to the root. Nodes without a lock are evictable, leaves first, the
-least recently used leaf first. The tree owns the slots of its nodes and nothing else: it never allocates, and eviction
+the node whose slots it reads, and with it the path to the root. Nodes without a lock are evictable, leaves first, and
+of these the least recently used leaf first. The tree owns the slots of its nodes only: it never allocates, and eviction
 returns slots to the caller. Use stamps count tree operations, so runs are repeatable.
 
-In layers with a window, a prefix is of use while the tree has the slots of its last `tail` ids. A lock holds these
-alone, and eviction takes slots in front of them, too: it leaves a hollow node, ids without slots. First it takes those
-that no prefix has ended with (`PrefixTree.ends`), or one long prompt would cost all others their last slots.
+In layers with a window, a prefix is usable while the tree has the slots of its last `tail` ids. A lock holds only
+these, and eviction also takes slots in front of them: it leaves a hollow node, which has ids without slots. Eviction
+first takes slots that no prefix has ended with (`PrefixTree.ends`); otherwise one long prompt would cost all other
+prefixes their last slots.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lightllm_mp.plan import Ints
 
 EMPTY = np.empty(0, np.int32)
 HOLLOW = -1
-"""In place of a slot that the tree does not have."""
+"""Stands for a slot that the tree does not have."""
 
 Namespace = tuple[int, bytes]
 NO_NAMESPACE: Namespace = (0, b"")
@@ -36,15 +37,15 @@ class PrefixNode:
     def __init__(self, ids: Ints, slots: Ints, parent: PrefixNode | None) -> None:
         self.ids, self.slots, self.parent = ids, slots, parent
         self.children: dict[int, PrefixNode] = {}
-        """By first id."""
+        """Children by their first id."""
         self.start: int = parent.start + len(parent.ids) if parent is not None else 0
         """Position of the first id."""
         self.checkpoint = -1
-        """Number of the copy of the recurrent state after the last id (recurrent_states.py); -1: there is none."""
+        """Number of the copy of the recurrent state after the last id (recurrent_states.py); -1: no copy."""
         self.locks = 0
         self.last_use = 0
         self.end_use = 0
-        """When a prefix last ended with these slots; 0: none has."""
+        """Stamp of the last prefix that ended with these slots; 0: none."""
         self.queued = False
         """The node is in the queue of eviction candidates."""
 
@@ -54,7 +55,7 @@ class PrefixNode:
 
     @property
     def held(self) -> int:
-        """Slots of the node."""
+        """Number of slots of the node."""
         return 0 if self.hollow else len(self.slots)
 
     @property
@@ -63,16 +64,17 @@ class PrefixNode:
 
     @property
     def can_be_hollow(self) -> bool:
-        """The slots can be evicted, if the model needs only the last ones of a prefix."""
+        """Whether the slots can be evicted, if the model needs only the last slots of a prefix."""
         return not self.locks and self.parent is not None and not self.hollow
 
 
 class LruLeaves:
-    """Finds the least recently used leaf without a walk over the tree. `inner`: of all nodes that `can_be_hollow`, by
-    `end_use`, and of equally old ones the one nearest to the root, for what goes on from the end does not need it.
+    """Finds the least recently used leaf without a walk over the tree. `inner`: the queue holds all nodes that
+    `can_be_hollow` instead of leaves, by `end_use`; of equally old nodes the one nearest to the root comes first,
+    because a sequence that goes on from the end does not need it.
 
-    A heap whose entries may be out of date: a leaf that was used since, or is no longer evictable, is noticed only when
-    it comes up. So a use costs nothing, and finding the oldest leaf takes O(log n) on average.
+    A heap whose entries may be out of date: it notices a leaf that was used since, or is no longer evictable, only when
+    the leaf comes up. So a use costs nothing, and finding the oldest leaf takes O(log n) on average.
     Each evictable leaf is in the heap once (`PrefixNode.queued`), with a key not above its present one.
     """
 
@@ -82,7 +84,7 @@ class LruLeaves:
         self._inner = inner
 
     def takes(self, node: PrefixNode) -> bool:
-        """Whether the node belongs into the queue."""
+        """Whether the node belongs in the queue."""
         return node.can_be_hollow if self._inner else node.evictable
 
     def offer(self, node: PrefixNode) -> None:
@@ -109,8 +111,8 @@ class LruLeaves:
 
 
 class PrefixTree:
-    """Each `namespace` has its own prefixes (see `Sequence.namespace`). `tail`: how many of a prefix's last ids need
-    their slots, if the model has windows; None: all."""
+    """Each `namespace` has its own prefixes (see `Sequence.namespace`). `tail`: the number of a prefix's last ids whose
+    slots are needed, if the model has windows; None: all."""
 
     def __init__(self, tail: int | None = None) -> None:
         self._tail = tail
@@ -127,14 +129,15 @@ class PrefixTree:
         self.evictable = 0
         """Slots of the tree that no lock holds."""
         self.size = 0
-        """Number of nodes but the roots."""
+        """Number of nodes, without the roots."""
         self.version = 0
-        """Grows when a prefix or a checkpoint is added; until then a failed match need not be tried again."""
+        """Grows when a prefix or a checkpoint is added. While it is the same, a failed match need not be tried
+        again."""
         self.lost_checkpoints: list[int] = []
-        """Checkpoints of evicted tokens, for their owner."""
+        """Checkpoints of evicted tokens; their owner frees them."""
 
     def match(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[Ints, PrefixNode]:
-        """The longest known prefix of `ids`: its int32 slots (with windows HOLLOW before the last ones) and last node.
+        """The longest known prefix of `ids`: its int32 slots (with windows, HOLLOW before the last ones) and last node.
         Lock the node before using the slots."""
         node, found = self._descend(ids, namespace)
         slots = np.concatenate(found) if found else EMPTY
@@ -143,23 +146,23 @@ class PrefixTree:
         return slots, node
 
     def known(self, ids: Ints, namespace: Namespace = NO_NAMESPACE) -> int:
-        """How many leading ids the tree has, with their slots or without."""
+        """The number of leading ids that the tree has, with or without their slots."""
         return sum(map(len, self._descend(ids, namespace)[1]))
 
     def insert(self, ids: Ints, slots: Ints, namespace: Namespace = NO_NAMESPACE) -> tuple[PrefixNode, int]:
-        """Make `ids` a known prefix. Returns its last node and how many leading ids were known before: for those the
-        tree keeps its own slots (but see `fill`), for the rest it takes over `slots`."""
+        """Make `ids` a known prefix. Returns its last node and the number of leading ids that were known before. For
+        those the tree keeps its own slots (but see `fill`); for the others it takes over `slots`."""
         node, found = self._descend(ids, namespace)
         known = sum(map(len, found))
         if known < len(ids):
             if node.children:
-                self.ends(node)  # what differs only later ends here, too
+                self.ends(node)  # a sequence that differs only later also ends here
             node = self._grow(node, ids[known:].copy(), slots[known:].copy())
         return node, known
 
     def fill(self, node: PrefixNode, slots: Ints) -> Ints:
-        """Offer slots, or HOLLOW, for the prefix that ends with `node`: hollow nodes take what they lack. Returns the
-        slots that nobody took."""
+        """Offer slots, or HOLLOW, for the prefix that ends with `node`: hollow nodes take the slots that they lack.
+        Returns the slots that no node takes."""
         spare, at = slots[slots >= 0], 0
         if self._tail is None:
             return spare
@@ -182,7 +185,7 @@ class PrefixTree:
         return np.concatenate([EMPTY, *(part.slots for part in path(node))])
 
     def forget(self, namespace: Namespace) -> None:
-        """Match none of the present prefixes of a namespace again. They stay until they are evicted."""
+        """Never match the present prefixes of a namespace again. They stay until they are evicted."""
         if (root := self._roots.pop(namespace, None)) is not None:
             self._forgotten += 1
             self._roots[(-self._forgotten, b"forgotten")] = root
@@ -201,18 +204,18 @@ class PrefixTree:
                 self._leaves.offer(part)
 
     def ends(self, node: PrefixNode) -> None:
-        """A prefix ends with `node`, and others may go on from there: keep its last slots rather than others, and one
-        more, because the same prompt again goes on from before its last id."""
+        """Note that a prefix ends with `node` and that others may go on from there. Eviction then prefers other slots
+        to its last ones, and to one more, because the same prompt again goes on from before its last id."""
         if self._tail is not None:
             for part in self._last(node, self._tail + 1):
                 part.end_use = self._clock
 
     def needed(self, node: PrefixNode) -> Iterator[PrefixNode]:
-        """The nodes whose slots a lock on `node` holds, from the end on; the first one may be split for it."""
+        """The nodes whose slots a lock on `node` holds, from the end on. The first of them may be split for it."""
         return self._last(node, self._tail)
 
     def _last(self, node: PrefixNode, left: int | None) -> Iterator[PrefixNode]:
-        """The nodes of the last `left` ids (None: of all) of the prefix that ends with `node`."""
+        """The nodes of the last `left` ids (None: of all ids) of the prefix that ends with `node`."""
         for part in _path(node):
             if left is not None and left <= 0:
                 return
@@ -235,7 +238,7 @@ class PrefixTree:
         return self._leaves.takes(node)
 
     def nodes(self) -> Iterator[PrefixNode]:
-        """All nodes but the roots, parents first."""
+        """All nodes except the roots, parents first."""
         left = [child for root in self._roots.values() for child in root.children.values()]
         while left:
             yield (node := left.pop())
@@ -273,7 +276,7 @@ class PrefixTree:
         return upper
 
     def _grow(self, parent: PrefixNode, ids: Ints, slots: Ints) -> PrefixNode:
-        """A child of `parent`; it must not be hollow in part."""
+        """A new child of `parent`. It must not be hollow in part."""
         node = PrefixNode(ids, slots, parent)
         parent.children[int(ids[0])] = node
         node.last_use = self._clock
@@ -300,7 +303,7 @@ class PrefixTree:
         return slots
 
     def _remove(self, leaf: PrefixNode) -> None:
-        """Remove a leaf without slots, and above it what is hollow and leads nowhere else."""
+        """Remove a leaf without slots, and hollow nodes above it that have no other child."""
         parent = leaf.parent
         assert parent is not None
         del parent.children[int(leaf.ids[0])]
@@ -332,7 +335,7 @@ def _path(node: PrefixNode) -> Iterator[PrefixNode]:
 
 
 def _usable(slots: Ints, tail: int) -> int:
-    """The length of the longest beginning whose last `tail` slots (or all) are there."""
+    """Length of the longest beginning whose last `tail` slots (or all) are there."""
     hollow = np.flatnonzero(slots < 0)
     begins, ends = np.append(0, hollow + 1), np.append(hollow, len(slots))
     return int(ends[(ends - begins >= tail) | (begins == 0)].max())

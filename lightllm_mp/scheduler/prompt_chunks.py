@@ -1,4 +1,4 @@
-"""Chunks of prompts: which positions of which prompts the next step computes, and their KV slots."""
+"""Chunked prefill: which prompt positions the next step computes, and their KV slots."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightllm_mp.scheduler.sequence import Sequence
 
 
 def whole_images(spans: Seq[ImageSpan], start: int, count: int, most: int) -> int:
-    """The length of a chunk from `start` that has `count` tokens or, where it would end inside an image, ends behind
-    that image if `most` tokens reach so far, else before it."""
+    """The length of a chunk from `start`: `count` tokens, unless it would end inside an image. Then it ends behind that
+    image if `most` tokens reach that far, else before it."""
     for span in spans:
         if span.start < start + count < span.end:
             return span.end - start if span.end - start <= most else max(span.start - start, 0)
@@ -31,13 +31,13 @@ class PromptChunks:
         self._whole = limits.pooled.whole_prompts if limits.pooled is not None else 0
 
     def take(self, prefilling: Iterable[Sequence], budget: int) -> dict[Sequence, int]:
-        """Give prompts, in service order, slots for what a step of `budget` tokens computes. Returns the start of each
-        sequence's chunk."""
+        """Give prompts, in service order, slots for the tokens that a step of `budget` tokens computes. Returns the
+        start of each sequence's chunk."""
         return self._whole_prompts(prefilling) if self._whole else self._parts(list(prefilling), budget)
 
     def _whole_prompts(self, prefilling: Iterable[Sequence]) -> dict[Sequence, int]:
-        """Slots for all tokens of prompts. The first that does not fit waits for the next step, and with it those
-        behind it, so that no long prompt waits for ever."""
+        """Give whole prompts slots. The first one that does not fit waits for the next step, and all behind it wait
+        too, so that no long prompt waits forever."""
         rows, starts, budget = self._rows, dict[Sequence, int](), self._whole
         for sequence in prefilling:
             row, count = sequence.row, len(sequence.ids)
@@ -79,7 +79,7 @@ class PromptChunks:
         return starts
 
     def _catch_up(self, sequence: Sequence) -> None:
-        """Use what other sequences have computed of its prompt since it was admitted."""
+        """Use what other sequences have computed of this prompt since the sequence was admitted."""
         start, end = self._kv.catch_up(sequence)
         if sequence.uploaded and start < end:
             self._moved.append((sequence.row, int(self._rows.life[sequence.row]), start, end))

@@ -1,4 +1,4 @@
-"""The images of a prompt in the scheduler: their positions, the place of their embeddings, and the leases on them."""
+"""The images of a prompt in the scheduler: their positions, the place of their embeddings, and their leases."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ImagePart(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PromptImages:
-    """The images of a request, shared by its n sequences. `offsets`: of each span's block, in bytes of image memory."""
+    """The images of a request, shared by its n sequences. `offsets`: of each span's block in image memory, in bytes."""
 
     rid: int
     spans: tuple[ImageSpan, ...]
     offsets: tuple[int, ...]
     rotary: Ints | None = None
-    """int32 [end of the last image, 3]: rows of the rotary tables by component, for models with such positions."""
+    """int32 [end of the last image, 3]: rows in the rotary tables by component, for models that need them."""
     shift: int = 0
-    """Added to later positions."""
+    """The rotary shift of positions after the images."""
 
     def parts(self, start: int, end: int) -> Iterator[ImagePart]:
         """The image parts that the chunk of positions start .. end - 1 reads."""
@@ -44,14 +44,14 @@ class PromptImages:
                 yield ImagePart(first, last - first, offset, span.first + first - span.start, span.image.tokens)
 
     def rotary_rows(self, start: int, end: int) -> Ints:
-        """Rotary rows of the chunk that `shift` does not give: int32 [n, 3] from position `start` on; n may be 0."""
+        """int32 [n, 3]: the chunk's rotary rows that `shift` does not give, from position `start` on; n may be 0."""
         return np.empty((0, 3), np.int32) if self.rotary is None else self.rotary[start:end]
 
 
 def prompt_images(request: Tokenized, embedded: Embedded | None) -> PromptImages | None:
-    """The image spans of a request joined with the visual actor's embeddings; None for a request without images.
+    """Join the image spans of a request with the visual actor's embeddings. None for a request without images.
 
-    ValueError when the two do not match, because one of the senders broke the protocol.
+    ValueError when the two do not match, because then one of the senders broke the protocol.
     """
     if not request.spans:
         return None

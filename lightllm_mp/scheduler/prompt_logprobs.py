@@ -34,8 +34,8 @@ class OwedLogprobs:
         self._left -= count
 
     def messages(self, rid: int, prompt: Ints, spans: Sequence[ImageSpan] = ()) -> list[PromptLogprobs]:
-        """The logprobs of the prompt's text: positions in the `spans` of images are left out, and so is the first
-        token's logprob. RuntimeError when the worker left tokens out."""
+        """The logprobs of the prompt's text. Positions in the `spans` of images and the first token's logprob are left
+        out. RuntimeError when the worker left tokens out."""
         if self._left:
             raise RuntimeError(f"sequence {rid}: {self._left} of {self._tokens} prompt logprobs are missing")
         text = np.ones(len(prompt), np.bool_)
@@ -48,7 +48,7 @@ class OwedLogprobs:
             columns = [_take_rows(column, self._tokens, wanted) for column in columns]
         logprobs, top_ids, top_logprobs = columns
         found, width = [], 4 * self._top_n
-        # A prompt of images only has one empty piece.
+        # A prompt that has only images gives one empty piece.
         for first in range(0, max(len(ids) // 4, 1), PIECE):
             last = min(first + PIECE, len(ids) // 4)
             low, high = max(first - 1, 0), last - 1  # token 0 has no logprob

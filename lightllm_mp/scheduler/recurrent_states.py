@@ -1,17 +1,17 @@
 """Checkpoints of recurrent states in the prefix tree: they let models with linear attention reuse prefixes.
 
-A recurrent layer keeps no keys and values, but one state per sequence, which every token changes. The worker has the
-newest state of each row. To go on from a known prefix, a sequence needs the state at exactly its end, so plans save
+A recurrent layer keeps no keys and values. It keeps one state per sequence, which every token changes. The worker has
+the newest state of each row. To go on from a known prefix, a sequence needs the state at exactly its end, so plans save
 copies on the way. A copy belongs to its sequence until the tree gets the tokens before it; then it is a checkpoint of
 the node that ends there. A prefix is known as far as its deepest checkpoint.
 
 A copy may take as much memory as the KV of thousands of tokens, so there are few, at multiples of a grain:
 - below the last token of a prompt, for the same prompt again, its other answers, and the next turn of a chat;
-- where a prompt leaves what the tree knows, for further prompts with that beginning;
-- at some intervals in long prompts and in answers, for what goes on from there or is preempted. Of an answer that runs,
-  only the newest copies are held.
-When all places are taken, the copy that was unused for longest makes room, whether it is a checkpoint or not; its
-tokens stay in the tree.
+- where a prompt leaves the known prefix, for further prompts with that beginning;
+- at intervals in long prompts and in answers, for sequences that go on from there or are preempted. A running answer
+  holds only its newest copies.
+When all places are taken, the least recently used copy makes room, whether it is a checkpoint or not; its tokens stay
+in the tree.
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ from lightllm_mp.scheduler.sequence import Sequence
 from lightllm_mp.scheduler.slot_pool import SlotPool
 
 PROMPT_GRAINS, ANSWER_GRAINS = 32, 4
-"""Grains between two copies within a prompt and within an answer."""
+"""Grains between two copies, within a prompt and within an answer."""
 MOST = 8
-"""Most copies within a prompt: in longer ones they are farther apart."""
+"""Most copies at intervals within a prompt; in longer prompts the intervals are larger."""
 
 
 class NoStates:
-    """The states of a model without recurrent layers: a prefix is known wherever its KV is."""
+    """For a model without recurrent layers: a prefix is known wherever its KV is."""
 
     def usable(self, sequence: Sequence, slots: Ints, node: PrefixNode) -> tuple[Ints, PrefixNode]:
-        """The part of a known prefix of a sequence, its slots and last node, from which the sequence can go on."""
+        """The part of a known prefix, its slots and last node, from which the sequence can go on."""
         return slots, node
 
     def write(self, builder: PlanBuilder, decoding: np.ndarray, chunks: Mapping[Sequence, int]) -> None:
-        """Write to a plan which states it loads and saves. `decoding`, `chunks`: as for `write_step`."""
+        """Write into a plan which states it loads and saves. `decoding`, `chunks`: as for `write_step`."""
 
     def keep(self, sequence: Sequence, end: int) -> None:
-        """The tree has the first `end` ids of a running sequence, and may have its copies up to there."""
+        """The tree has the first `end` ids of a running sequence: it may take over the sequence's copies up to
+        there."""
 
     def drop(self, sequence: Sequence) -> None:
-        """Free the copies that belong to a running sequence alone."""
+        """Free the copies that only a running sequence owns."""
 
     def reclaim(self) -> None:
         """Free the checkpoints whose tokens the tree has evicted."""
 
     def clear(self) -> None:
-        """Free all copies; no sequence has any."""
+        """Free all copies. Afterwards no sequence has one."""
 
     def gauges(self) -> dict[str, float]:
         return {"state_checkpoints_used": 0, "state_checkpoints": 0}
@@ -61,13 +62,13 @@ class NoStates:
 
 class RecurrentStates(NoStates):
     def __init__(self, checkpoints: int, grain: int, rows: Rows, tree: PrefixTree, first_place: int) -> None:
-        """`first_place`: that of the first copy in the worker's StatePool."""
+        """`first_place`: the place of the first copy in the worker's StatePool."""
         self.pool = SlotPool(checkpoints)
         self.owners: dict[int, PrefixNode | Sequence] = {}
-        """Of the copies in use, by number; the least recently used come first."""
+        """Owners of the copies in use, by copy number; the least recently used copy comes first."""
         self._grain, self._rows, self._tree, self._first_place = grain, rows, tree, first_place
         self._written: set[int] = set()
-        """Copies that the plan in the making saves: a step has no order between two that go to one place."""
+        """Copies that the current plan saves. A step has no order between two saves to one place."""
 
     def usable(self, sequence: Sequence, slots: Ints, node: PrefixNode) -> tuple[Ints, PrefixNode]:
         sequence.known = length = len(slots)
@@ -118,8 +119,8 @@ class RecurrentStates(NoStates):
             builder.state(sequence.row, position, self._first_place + number)
 
     def _take(self) -> int | None:
-        """A free copy, or the one unused for longest that no sequence is about to load. None: there is none, or only
-        those that this plan saves."""
+        """A free copy, or the least recently used one that no sequence is about to load. None: there is no such copy,
+        or only copies that this plan saves."""
         if not self.pool.free:
             running = [sequence for sequence in self._rows.sequences if sequence is not None]
             wanted = {sequence.node for sequence in running if self._rows.unloaded[sequence.row]}
@@ -140,7 +141,7 @@ class RecurrentStates(NoStates):
         self.pool.give_back(np.array([number], np.int32))
 
     def _drop_old(self, sequence: Sequence) -> None:
-        """Free the copies of a sequence but the newest that is surely computed, and those behind it."""
+        """Free a sequence's old copies. Keeps the newest one that is certainly computed, and all after it."""
         computed = self._rows.confirmed[sequence.row]
         for number in [number for number, position in sequence.saves.items() if position <= computed][:-1]:
             self._free(number)

@@ -5,9 +5,9 @@ before `done`. The scheduler has one thread and reads no clock: the same calls g
 
 A plan gives every decoding sequence one token, perhaps with draft tokens behind it (speculation/), and shares the rest
 of its tokens between prompts. admission.py decides which sequence may start and how prompts share a step. When slots
-run out, the scheduler evicts cached prefixes; when that is not enough, it preempts the youngest sequence of the lowest
-priority of the tenant that has been served most; its tokens stay in the prefix tree until their slots are needed. After
-a preemption no sequence starts before another has ended.
+run out, the scheduler evicts cached prefixes. If that is not enough, it preempts the youngest sequence of the lowest
+priority, of the tenant that has been served most; its tokens stay in the prefix tree until their slots are needed.
+After a preemption no sequence starts until another one ends.
 The queue serves the tenant that has been served least (wait_queue.py), and each tenant's sequences by priority, then
 earliest deadline, then arrival. A sequence past its deadline does not begin; the front tells its client and aborts it.
 """
@@ -51,14 +51,14 @@ from lightllm_mp.scheduler.step_writer import InFlightStep, write_step
 from lightllm_mp.scheduler.wait_queue import Shares, WaitQueue
 
 BURST = 32
-"""Number of sequences that one step admits even if fewer fill it."""
+"""Number of sequences that one step admits even if fewer would fill it."""
 
 
 class Scheduler:
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self._width = limits.pooled.width if limits.pooled is not None else 0
-        """Numbers of the row that a pooled sequence gets."""
+        """Numbers in the row that a pooled sequence gets; 0 for a model that generates."""
         self._rows = Rows(limits)
         self._counters = Counters()
         self._kv = KvMemory(limits, self._rows, self._counters)
@@ -73,7 +73,7 @@ class Scheduler:
         self._chunks = PromptChunks(limits, self._rows, self._kv, self._moved)
         self._drafts = Drafts(limits, self._rows, self._kv, self._counters)
         self._held = False
-        """A sequence was preempted and none has ended since."""
+        """A sequence was preempted, and none has ended since."""
         self._arrivals = 0
         self._leases = Leases()
         self.jumps = Jumps(limits, self._rows, self._live, self._counters)
@@ -82,9 +82,9 @@ class Scheduler:
     # --- requests come and go -----------------------------------------------------------------------------------------
 
     def add(self, request: Tokenized, embedded: Embedded | None = None) -> None:
-        """Queue the n sequences of a request. `embedded` says where its images are; if the request is queued, a Release
-        among later events gives them back. PromptTooLong or InvalidRequest when it can never be served, ValueError when
-        one of its rids is live."""
+        """Queue the n sequences of a request. `embedded` says where its images are; if the request is queued, a later
+        Release event gives them back. PromptTooLong or InvalidRequest when the request can never be served, ValueError
+        when one of its rids is live."""
         sequences = sequences_of(request, self.limits, self._arrivals, self._random, embedded)
         if known := [sequence.rid for sequence in sequences if sequence.rid in self._live]:
             raise ValueError(f"sequences {known} are already here")
@@ -96,14 +96,14 @@ class Scheduler:
             self._waiting.add(sequence)
 
     def abort(self, rid: int) -> None:
-        """End a sequence that no client waits for."""
+        """End a sequence whose client has gone."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, ABORT)
             if sequence.opened and not sequence.pooled:
                 self._events.append(Close(rid))
 
     def stop_matched(self, rid: int) -> None:
-        """End a sequence whose text ended at a stop string."""
+        """End a sequence whose text has reached a stop string."""
         if (sequence := self._live.get(rid)) is not None:
             self._end(sequence, STOP)
 
@@ -124,9 +124,9 @@ class Scheduler:
 
     def plan(self, now: float = 0.0) -> bytes | None:
         """The next step, packed (see plan.py), or None when nothing can be computed before the next `done` or `add`.
-        `now`: monotonic time in seconds; sequences whose deadline is before it do not begin.
+        `now`: monotonic time in seconds. Sequences whose deadline is before it do not begin.
 
-        A plan needs no answer of an earlier step, because it names only rows and positions. When slots run out with a
+        A plan needs no answer of an earlier step, because it names only rows and positions. If slots run out with a
         step in flight, the result is None, because that step's answer may free some."""
         for sequence, events in self.jumps.take():
             self._events += events
@@ -200,8 +200,8 @@ class Scheduler:
         return decoding
 
     def _admit(self, now: float) -> None:
-        """Seat waiting sequences in order, as long as admission accepts them. A burst is spread over several steps,
-        each with as many sequences as fill it, so that decode does not wait for all the tests."""
+        """Seat waiting sequences in order, as long as admission accepts them. A burst is spread over several steps, so
+        that decode does not wait for all admission tests: each step seats as many sequences as fill it."""
         if not len(self._waiting) or (self._held and self._rows.free < self._rows.total):
             return
         admitted: list[Sequence] = []
@@ -235,7 +235,7 @@ class Scheduler:
         return True
 
     def _announce(self, sequence: Sequence, cached: int) -> None:
-        """Tell the detokenizer, once, that a sequence's first chunk is planned; of a pooled sequence tell the front."""
+        """Tell the detokenizer (for a pooled sequence the front), once, that a sequence's first chunk is planned."""
         sequence.opened = True
         self._events.append(Scheduled(sequence.rid) if sequence.pooled else sequence.open(cached))
         self._counters.prompt_tokens += sequence.prompt_tokens
@@ -266,19 +266,19 @@ class Scheduler:
     # --- retiring a step ----------------------------------------------------------------------------------------------
 
     def _fail(self, flight: InFlightStep, kept: np.ndarray, answer: StepDone) -> None:
-        """End the sequences that got no id. If their logits are not finite, their KV may be wrong too: the tree gets
+        """End the sequences that got no id. If their logits are not finite, their KV may be wrong too, so the tree gets
         none of it."""
         for sequence, error in failed_sequences(self._rows, flight, kept, answer, self._width):
             if error is NOT_FINITE:
                 sequence.cached = False
-                if self.limits.window:  # the tree has some of its positions already
+                if self.limits.window:  # the tree already has some of its positions
                     self._kv.forget(sequence.namespace)
                 self._counters.invalid_logits += 1
             self._end(sequence, ABORT)
             self._events += failure(sequence, error)
 
     def _finish_prefills(self, flight: InFlightStep, alive: np.ndarray) -> None:
-        """Put prompts that are computed to their end into the tree; sequences that waited for them may start."""
+        """Put prompts that are fully computed into the tree. Sequences that waited for them may start."""
         for index in range(flight.decodes, len(flight.rows)):
             whole = alive[index] and (flight.sampled[index] or flight.pooled[index])
             sequence = self._rows.sequences[flight.rows[index]] if whole else None
@@ -300,7 +300,7 @@ class Scheduler:
             return
         self._events += produced.events
         self._counters.generation_tokens += len(produced.rows)
-        if flight.drafts:  # tokens beyond those that the plan charged
+        if flight.drafts:  # tokens beyond those charged by the plan
             self._shares.produces(self._rows.tenant[produced.rows[1:][produced.rows[1:] == produced.rows[:-1]]])
         for index in np.flatnonzero(produced.finish):
             sequence = self._rows.sequences[produced.rows[index]]
@@ -319,7 +319,7 @@ class Scheduler:
     # --- leaving ------------------------------------------------------------------------------------------------------
 
     def _end(self, sequence: Sequence, reason: int) -> None:
-        """End a sequence. Its slots are free at once, because plans are executed in order."""
+        """End a sequence. Its slots are free at once, because the worker executes plans in order."""
         produced = len(sequence.ids)
         if sequence.row >= 0:
             produced = self._rows.known(sequence.row)
@@ -340,8 +340,8 @@ class Scheduler:
         self._events += [Release(rid) for rid in rids]
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Put a running sequence back into the queue, at its place by arrival, while no step is in flight. When it
-        resumes, the ids it has produced are prefilled like its prompt."""
+        """Put a running sequence back into the queue, at its place by arrival. No step may be in flight. When it
+        resumes, the ids that it has produced are prefilled like its prompt."""
         row = sequence.row
         sequence.ids = self._rows.ids[row, : self._rows.known(row)].copy()
         self._leave(sequence)
@@ -370,7 +370,7 @@ class Scheduler:
     # --- looking at it ------------------------------------------------------------------------------------------------
 
     def gauges(self) -> dict[str, float]:
-        """Gauges of the present state, and the counters (which never decrease)."""
+        """Gauges of the present state, and the counters."""
         return {
             "running": self._rows.total - self._rows.free,
             "waiting": len(self._waiting),
@@ -383,17 +383,17 @@ class Scheduler:
         }
 
     def expected_tokens(self) -> float:
-        """Tokens that are still to be computed for all sequences."""
+        """Tokens left to compute for all sequences, running and waiting."""
         return self._admission.expected_tokens(list(self._waiting))
 
     def state(self, rids: bytes, *, lacking_images: Collection[int], compiling: Collection[int]) -> SchedulerState:
-        """What happens to these sequences, and to KV memory (see `scheduler_state`)."""
+        """The state of these sequences and of KV memory (see `scheduler_state`)."""
         return scheduler_state(
             self._rows, self._kv, self._live, rids, lacking_images=lacking_images, compiling=compiling
         )
 
     def check_integrity(self) -> None:
-        """IntegrityError when a slot, a lock, a sequence or a lease is not accounted for exactly once."""
+        """IntegrityError unless each slot, lock, sequence and lease is accounted for exactly once."""
         check(self._rows, self._kv)
         check_queues(self._rows, self._live, self._waiting, self._prefilling)
         check_leases(self._live, self._leases, bool(self._flights))

@@ -1,4 +1,4 @@
-"""A sequence: one answer in the making, from the waiting queue to its last token."""
+"""A sequence: the state of one answer, from the waiting queue to its last token."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ class SequenceGroup:
 
 @dataclass(slots=True, eq=False)
 class StartDeadline:
-    """The time by which a request has to begin, shared by its sequences."""
+    """The time by which a request has to begin; its sequences share it."""
 
     by: float = math.inf
     """Monotonic time in seconds."""
     begun: bool = False
-    """One of its sequences has begun, so the others may be late."""
+    """One of the request's sequences has begun, so the others may begin late."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     rid: int
     arrival: int
-    """Number in order of arrival; a preempted sequence keeps it."""
+    """Number in order of arrival. A preempted sequence keeps it."""
     terms: Terms
     """The request's terms with the seed and the token limit of this sequence."""
     ids: Ints
-    """Prompt and produced ids, as known when the sequence began to wait."""
+    """Prompt ids and produced ids, as known when the sequence began to wait."""
     prompt_tokens: int
     limit: int
     """Most ids, prompt included: the sequence ends there at the latest."""
     cached: bool
-    """Reads and feeds the prefix tree."""
+    """The sequence reads and feeds the prefix tree."""
     draws: NDArray[np.float64]
     """float64 [SAMPLES] in 0..1: the quantile of output lengths at which this sequence is predicted to end."""
     group: SequenceGroup | None = None
@@ -64,30 +64,30 @@ class Sequence:
     """The detokenizer knows the sequence; for a pooled one, the front does."""
     row: int = -1
     nodes: tuple[PrefixNode, ...] = ()
-    """Last node of the prefix shared with the tree of each space of KV slots, locked. Empty: none is shared."""
+    """Last node, locked, of the prefix that is shared with the tree of each KV space. Empty: no prefix is shared."""
     tree_version: int = -1
-    """The sum of `PrefixTree.version` when the prefix was last looked up."""
+    """Sum of `PrefixTree.version` over the trees when the prefix was last looked up."""
     known: int = 0
-    """Length of the prefix that the tree had then."""
+    """Length of the prefix that the trees had then."""
     saves: dict[int, int] = field(default_factory=dict)
-    """Copies of its recurrent state that the tree does not have yet: number and position."""
+    """Copies of its recurrent state that the tree does not have yet: number -> position."""
     uploaded: int = 0
-    """Number of leading ids that the worker has; 0: it does not know the row."""
+    """Number of leading ids that the worker has; 0: the worker does not know the row."""
     owed_logprobs: OwedLogprobs | None = None
     """Prompt logprobs that the client asked for and that are not sent yet."""
     rope_class: int = 0
     """Rotary length class of the prompt; a sequence that resumes with more ids keeps it."""
     images: PromptImages | None = None
     index: NgramIndex | None = None
-    """Of its ids, since it was first worth a draft."""
+    """N-gram index of its ids; made when the sequence is first worth a draft."""
     due: StartDeadline = field(default_factory=StartDeadline)
     tenant: int = 0
     cache_owner: bytes = b""
-    """The tenant, where each has its own prefix cache."""
+    """The tenant, where each tenant has a prefix cache of its own."""
 
     @property
     def node(self) -> PrefixNode | None:
-        """The node of the first space."""
+        """The prefix node of the first space."""
         return self.nodes[0] if self.nodes else None
 
     @property
@@ -104,7 +104,7 @@ class Sequence:
         return (-self.priority, self.due.by, self.arrival)
 
     def expired(self, now: float) -> bool:
-        """Its deadline passed before it began; the front tells the client and aborts it."""
+        """Whether its deadline passed before it began. The front then tells the client and aborts it."""
         return now > self.due.by and not self.due.begun
 
     @property
@@ -113,8 +113,8 @@ class Sequence:
 
     @property
     def namespace(self) -> tuple[int, bytes]:
-        """Sequences share prefixes only within a namespace: keys differ between length classes, and a tenant must not
-        learn what another has asked."""
+        """Sequences share prefixes only within a namespace. Keys differ between length classes, and a tenant must not
+        learn what another tenant has asked."""
         return self.rope_class, self.cache_owner
 
     @property
@@ -134,7 +134,7 @@ class Sequence:
 
     @property
     def reads_cache(self) -> bool:
-        """False while prompt logprobs are owed, because they need the whole prompt computed."""
+        """False while prompt logprobs are owed, because these need the whole prompt computed."""
         return self.cached and self.owed_logprobs is None
 
     def open(self, cached_tokens: int) -> Open:
@@ -149,7 +149,7 @@ class Sequence:
         )
 
     def logprobs_sent(self) -> None:
-        """The prompt logprobs are sent; do not ask the worker for them again."""
+        """The prompt logprobs are sent. Do not ask the worker for them again."""
         self.owed_logprobs = None
         self.terms = replace(self.terms, sampling=replace(self.sampling, prompt_logprobs=-1))
 

@@ -22,7 +22,7 @@ class SlotPool:
         self.free = self.total
 
     def alloc(self, n: int) -> Ints | None:
-        """int32 [n] slots, or None (and nothing taken) when fewer are free."""
+        """int32 [n] slots. None, and no slot is taken, when fewer are free."""
         if n > self.free:
             return None
         slots = self._stack[self.free - n : self.free][::-1].copy()
@@ -31,7 +31,7 @@ class SlotPool:
         return slots
 
     def give_back(self, slots: Ints) -> None:
-        """Free slots from `alloc`. RuntimeError when one is free already, which is a bug of its owner."""
+        """Free slots from `alloc`. RuntimeError when one is already free, which is a bug of its owner."""
         if self._is_free[slots].any():
             raise RuntimeError(f"slots freed twice: {slots[self._is_free[slots]].tolist()[:8]}")
         self._stack[self.free : self.free + len(slots)] = slots[::-1]
@@ -43,5 +43,5 @@ class SlotPool:
         return self._stack[: self.free]
 
     def free_in(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of free slots from each of the ascending `starts` to the next."""
+        """Number of free slots from each of the ascending `starts` to the next start."""
         return np.add.reduceat(self._is_free.view(np.uint8), starts, dtype=np.int64)

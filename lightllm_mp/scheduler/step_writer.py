@@ -17,27 +17,27 @@ from lightllm_mp.scheduler.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class InFlightStep:
-    """A plan that has been given out and not yet answered. Arrays have an entry per sequence of the plan, in order. The
-    first `decodes` are decode tokens; a row with draft tokens has an entry for each of its tokens, side by side."""
+    """A plan that was given out and is not yet answered. Arrays have one entry per sequence of the plan, in order. The
+    first `decodes` entries are decode tokens; a row with draft tokens has one entry per token, side by side."""
 
     step: int
     rows: NDArray[np.int64]
     lives: NDArray[np.int64]
-    """`Rows.life` of the entries: a row may belong to another sequence when the answer comes."""
+    """`Rows.life` of the entries: when the answer comes, a row may belong to another sequence."""
     ends: NDArray[np.int64]
-    """First position after the computed ones; the sampled id belongs there."""
+    """First position after the computed ones. The sampled id belongs there."""
     sampled: NDArray[np.bool_]
-    """Sequences whose next id the answer holds."""
+    """Whether the answer holds the sequence's next id."""
     decodes: int
     drafts: int
-    """Draft tokens."""
+    """Number of draft tokens."""
     tokens: int
-    """Tokens of the step."""
+    """Number of tokens of the step."""
     pooled: NDArray[np.bool_]
-    """Sequences whose row of numbers the answer holds."""
+    """Whether the answer holds the sequence's row of numbers."""
 
     def masks(self, rows: Rows) -> NeedMasks | None:
-        """The masks that the step needs, asked for before it is answered; None: none."""
+        """The request for the masks that the step needs before it can be answered. None: it needs none."""
         guided = self.sampled & rows.guided[self.rows]
         if not guided.any():
             return None
@@ -54,7 +54,7 @@ def write_step(
     decoding: np.ndarray,
     chunks: Mapping[Sequence, int],
 ) -> tuple[bytes, InFlightStep]:
-    """Rows `decoding` compute their last planned position and those of their draft, the sequences of `chunks` their
+    """Rows `decoding` compute their last planned position and those of their draft. Sequences in `chunks` compute their
     planned positions from the given start on. `moved`: (row, start, end) of positions whose slots have changed. Updates
     `Sequence.uploaded`."""
     builder = PlanBuilder(step)
@@ -89,7 +89,7 @@ def write_step(
 
 
 def _lines(rows: Rows, decoding: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row and the position of each token that decoding rows compute."""
+    """Row and position of each token that decoding rows compute."""
     drafted = rows.drafted[decoding]
     if not drafted.any():
         return decoding, rows.planned[decoding] - 1
@@ -100,7 +100,7 @@ def _lines(rows: Rows, decoding: NDArray[np.int64]) -> tuple[NDArray[np.int64], 
 
 
 def _place(rows: Rows, sequence: Sequence, start: int) -> tuple[bool, bool]:
-    """Sort key: chunks of one token come first, next to the decode tokens; among equals those that are sampled."""
+    """Sort key: chunks of one token come first, next to the decode tokens; among equals, sampled ones come first."""
     end = rows.planned[sequence.row]
     return bool(end - start > 1), bool(end < rows.target[sequence.row])
 

@@ -2,7 +2,7 @@
 
 Virtual token counters after "Fairness in Serving Large Language Models" (OSDI'24): each tenant is charged for its
 computed prompt tokens and its produced tokens. A tenant that returns after a pause is lifted to the lowest counter of
-those that stayed, so no tenant saves up a claim. A tenant that is alone uses the whole engine.
+the tenants that stayed, so no tenant saves up a claim. A tenant that is alone uses the whole engine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _order = attrgetter("order")
 
 
 class Ordered:
-    """A list of sequences sorted by service order. Adding and removing move memory but compare O(log n) sequences."""
+    """A list of sequences in service order. Adding and removing move memory, but compare only O(log n) sequences."""
 
     def __init__(self) -> None:
         self._items: list[Sequence] = []
@@ -67,7 +67,7 @@ class Shares:
     def enter(self, tenant: bytes, sequences: int) -> int:
         """Count new sequences of a tenant. Returns the tenant's number."""
         if not self._live.any():
-            self.clear()  # what tenants got before the engine was idle does not count
+            self.clear()  # tokens served before the engine was idle do not count
         number = self._numbers.setdefault(tenant, len(self._numbers))
         if number == len(self._served):
             self._served, self._live = np.append(self._served, 0.0), np.append(self._live, 0)
@@ -81,26 +81,26 @@ class Shares:
         self._live[number] -= 1
 
     def computes(self, number: int, tokens: int) -> None:
-        """Charge a tenant for prompt tokens that are going to be computed."""
+        """Charge a tenant for prompt tokens that a step will compute."""
         self._served[number] += tokens
 
     def produces(self, numbers: NDArray[np.int64]) -> None:
-        """Charge the tenant of each entry [n] of `numbers` for one produced token."""
+        """Charge the tenant of each entry of `numbers` [n] for one produced token."""
         if len(self._served) > 1:
             self._served += OUTPUT_WEIGHT * np.bincount(numbers, minlength=len(self._served))
 
     def most(self, numbers: Iterable[int]) -> int:
-        """The tenant that has been served most of these."""
+        """The tenant among `numbers` that has been served most."""
         return max(numbers, key=lambda number: (self._served[number], number))
 
     def least(self, numbers: Iterable[int]) -> int:
-        """The tenant that has been served least of these."""
+        """The tenant among `numbers` that has been served least."""
         return min(numbers, key=lambda number: (self._served[number], number))
 
 
 class WaitQueue:
-    """Waiting sequences, or those whose prompts are being computed. The next is the first in order of the tenant that
-    has been served least."""
+    """Waiting sequences, or sequences whose prompts are being computed. The next one is the first in order of the
+    tenant that has been served least."""
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
@@ -119,8 +119,8 @@ class WaitQueue:
         self._queues.clear()
 
     def __iter__(self) -> Iterator[Sequence]:
-        """Sequences in service order. Each pick counts what tenants have been charged since the one before. Do not add
-        or remove sequences during the iteration."""
+        """Sequences in service order. Each pick takes into account what tenants were charged since the one before. Do
+        not add or remove sequences during the iteration."""
         left = {tenant: iter(queue) for tenant, queue in self._queues.items()}
         while left:
             tenant = self._shares.least(left) if len(left) > 1 else next(iter(left))

@@ -1,12 +1,12 @@
-"""Speculative decoding: draft tokens of decoding sequences are planned with them, and those that come true are kept.
+"""Speculative decoding: steps compute draft tokens behind the tokens of decoding sequences, and keep the accepted ones.
 
-A row that goes on with k draft tokens stands 1 + k times in a plan, each time as a sequence of one token, so the worker
-samples what follows each of them. Samples are a function of (seed, position) and of the ids before, so a line's sample
-is that of an undisturbed run if all draft ids before it are right: an answer does not depend on its drafts. Refused
-positions lie behind the confirmed ones; their slots are free as soon as the step is answered.
+A row that goes on with k draft tokens occurs 1 + k times in a plan, each time as a sequence of one token (an entry), so
+the worker samples the id after each of them. Samples are a function of (seed, position) and of the ids before, so if
+all draft ids before an entry are right, its sample is that of a run without drafts: an answer does not depend on its
+drafts. Refused positions lie behind the confirmed ones; their slots are free as soon as the step is answered.
 
-With steps in flight a row's last ids are not known. A row that repeats itself waits until they are, and then for the
-answer to its draft; others run ahead.
+With steps in flight, a row's last ids are not known. A row that repeats itself waits until they are, and then for the
+answer to its draft; other rows run ahead.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lightllm_mp.scheduler.step_writer import InFlightStep
 Longs = NDArray[np.int64]
 
 LINES = 64
-"""Most draft tokens of a step, and most sampled tokens of a step with drafts, unless more rows than that may run: it
+"""Most draft tokens of a step, and most sampled tokens of a step with drafts, unless more rows may run. Such a step
 takes no more memory than the largest decode step, which the worker has room for."""
 PROMPTS_SHARE, BESIDE_PROMPTS = 4, np.array([0.3])
-"""Beside prompts drafts get at most this part of a step, and a token is drafted if this is its chance to come true: it
-takes the place of a prompt's token."""
+"""Beside prompts, drafts get at most 1 / PROMPTS_SHARE of a step, and a token is drafted only if its chance of acceptance
+is at least BESIDE_PROMPTS: it takes the place of a prompt token."""
 
 
 class Drafts:
@@ -41,11 +41,10 @@ class Drafts:
         self._most = limits.draft_tokens
         self._times, self._acceptance = StepTimes(), Acceptance(rows.total)
         self._proposed: dict[int, Ints] = {}
-        """The drafts of the plan in the making, by row."""
+        """The drafts of the current plan, by row."""
 
     def ready(self, decoding: Longs, *, beside_prompts: bool) -> Longs:
-        """Of the rows `decoding` those that are planned now: not those whose draft waits for ids that are on their
-        way."""
+        """The rows of `decoding` that are planned now. A row whose draft waits for ids in flight is left out."""
         self._proposed.clear()
         if not self._most or not len(decoding):
             return decoding
@@ -62,7 +61,7 @@ class Drafts:
         return decoding[~waits]
 
     def _wanted(self, decoding: Longs, *, beside_prompts: bool) -> list[tuple[int, int]]:
-        """(index, depth) of rows for which a draft is worth its cost."""
+        """(index, depth) of the rows for which a draft is worth its cost."""
         rows, limits, count = self._rows, self._limits, len(decoding)
         able = np.flatnonzero(rows.drafts[decoding])
         room = min(max(limits.running, LINES) - count, limits.step_tokens - count, LINES)
@@ -86,12 +85,12 @@ class Drafts:
         if sequence.index is None:
             sequence.index = NgramIndex()
         draft = sequence.index.propose(rows.ids[row, : rows.known(row)], max(most, 0))
-        strange = np.flatnonzero((draft < 0) | (draft >= self._limits.vocab_size))  # an image's
+        strange = np.flatnonzero((draft < 0) | (draft >= self._limits.vocab_size))  # ids of images
         return draft[: strange[0]] if len(strange) else draft
 
     def place(self, decoding: Longs) -> int:
-        """Give the drafts of the rows `decoding`, whose next tokens are planned, slots, as long as there are free ones
-        beside one for each row. Returns their number."""
+        """Give slots to the drafts of the rows `decoding`, whose next tokens are planned, as long as slots are free
+        beside one for each row. Returns the number of draft tokens."""
         rows, placed = self._rows, 0
         for row in decoding[np.isin(decoding, list(self._proposed))].tolist() if self._proposed else ():
             draft, start = self._proposed[row], int(rows.planned[row])
@@ -106,7 +105,7 @@ class Drafts:
         return placed
 
     def verify(self, flight: InFlightStep, answer: StepDone) -> NDArray[np.bool_]:
-        """bool, of each entry of an answered step: whether its sample counts. Frees the slots of those that do not."""
+        """bool, per entry of an answered step: whether its sample counts. Frees the slots of refused draft tokens."""
         self._times.add(flight.tokens, answer.seconds)
         kept = np.ones(len(flight.rows), np.bool_)
         if flight.drafts:
@@ -115,15 +114,16 @@ class Drafts:
         return kept
 
     def _kept(self, flight: InFlightStep, answer: StepDone) -> NDArray[np.bool_]:
-        """A line behind a draft token counts if that token is the sample of the line before, and so on back to the
-        first line of the row, and if the answer had not ended there."""
+        """bool, per decode entry. An entry behind a draft token counts if that token equals the sample of the entry
+        before, and so on back to the row's first entry, and if the answer had not ended there."""
         rows, count = self._rows, flight.decodes
         lines, ends = flight.rows[:count], flight.ends[:count]
         ids, logprobs = np.frombuffer(answer.ids, "<i4")[:count], np.frombuffer(answer.logprobs, "<f4")[:count]
         goes_on = finish_reasons(rows, self._limits.eos_ids, lines, ends, ids) == RUNNING
         right = goes_on & (ids == rows.ids[lines, ends]) & np.isfinite(logprobs)
         first = np.append(True, lines[1:] != lines[:-1])
-        # The last line of a row that fails is computed again and fails then, when nothing before it is lost.
+        # An entry behind others whose logits are not finite is refused: a later step computes it again and fails then,
+        # when no token before it is lost.
         wrong = ~first & ~(np.append(True, right[:-1]) & np.isfinite(logprobs))
         before = np.cumsum(wrong)
         return before == np.maximum.accumulate(np.where(first, before, 0))

@@ -1,7 +1,7 @@
-"""Prompt look-up: where a sequence has said its last tokens before, and how it went on then.
+"""Prompt look-up: finds where a sequence's last n-gram occurred before, and drafts the ids that followed it there.
 
 The index is a hash table with chains, as in deflate: the newest position behind each n-gram, and for each position the
-one before it. It takes at most 16 bytes a token, O(1) time for each, and numpy's time for many at once.
+one before it. It takes at most 16 bytes and O(1) time per token; numpy adds many tokens at once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from lightllm_mp.plan import Ints
 
 NGRAM = 3
-"""Tokens that have to be equal before a sequence is taken to repeat itself."""
+"""Number of equal tokens from which on a sequence counts as repeating itself."""
 CANDIDATES, SUFFIX = 8, 16
-"""Most earlier places that are compared, and tokens by which they are."""
+"""Most earlier places that are compared, and the number of tokens compared at each."""
 FIRST_SIZE = 1024
 WORDS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
 FACTORS = np.array(WORDS, np.uint32)
 FEW = 16
-"""So many new tokens are taken in one by one."""
+"""Up to this many new tokens are added one by one."""
 
 
 class NgramIndex:
-    """Of one sequence. The caller passes all its ids at each call; they only ever grow."""
+    """The index of one sequence. The caller passes all its ids at each call; they only grow."""
 
     def __init__(self) -> None:
         self._bits = FIRST_SIZE.bit_length() - 1
@@ -33,12 +33,12 @@ class NgramIndex:
         self._heads = np.full(1 << self._bits, -1, np.int32)
         self._chain = np.full(1 << self._bits, -1, np.int32)
         self._fed = 0
-        """Ids that the index has seen."""
+        """Number of ids that the index has seen."""
         self._match = -1
-        """Position of the id that followed the last ids when they stood there before; -1: they are new."""
+        """Position of the id that followed the last ids at their earlier occurrence; -1: they are new."""
 
     def propose(self, ids: Ints, most: int) -> Ints:
-        """At most `most` ids that may come after `ids` (int32 [n]); empty: these have not said that before."""
+        """At most `most` ids that may follow `ids` (int32 [n]). Empty: the last ids have not occurred before."""
         new, self._match = ids[self._fed :], self._followed(ids)
         if len(new):
             self._feed(ids)
@@ -47,14 +47,14 @@ class NgramIndex:
         return np.resize(ids[self._match :], most) if self._match >= 0 else ids[:0]
 
     def _followed(self, ids: Ints) -> int:
-        """Where the match is now, if what has come since is what it said."""
+        """The match, moved on by the ids that came since, if these are the ids that followed it; else -1."""
         start, new = self._match, ids[self._fed :]
         if start < 0 or not np.array_equal(ids[start : start + len(new)], new):
             return -1
         return start + len(new)
 
     def _feed(self, ids: Ints) -> None:
-        """Takes in the n-grams that now have an id behind them."""
+        """Add the n-grams that now have an id behind them."""
         if len(ids) > len(self._chain):
             match, self._bits = self._match, (len(ids) - 1).bit_length()
             self._clear()
@@ -72,7 +72,7 @@ class NgramIndex:
         again = buckets[1:] == buckets[:-1]
         self._chain[at] = self._heads[buckets]
         self._chain[at[1:][again]] = at[:-1][again]
-        self._heads[buckets] = at  # of equal buckets the last one stays
+        self._heads[buckets] = at  # among equal buckets the last one stays
 
     def _buckets(self, ids: Ints) -> NDArray[np.uint32]:
         """uint32 [len(ids) - NGRAM + 1]: the bucket of each n-gram."""
@@ -81,13 +81,13 @@ class NgramIndex:
         return (mixed ^ (mixed >> np.uint32(15))) * FACTORS[0] >> np.uint32(32 - self._bits)
 
     def _bucket(self, ids: Ints, end: int) -> int:
-        """That of the n-gram before position `end`: for a few, numpy takes longer than Python."""
+        """The bucket of the n-gram before position `end`. For a few n-grams, Python is faster than numpy."""
         mixed = sum(token * factor for token, factor in zip(ids[end - NGRAM : end].tolist(), WORDS, strict=True))
         mixed &= 0xFFFF_FFFF
         return ((mixed ^ mixed >> 15) * WORDS[0] & 0xFFFF_FFFF) >> 32 - self._bits
 
     def _longest(self, ids: Ints) -> int:
-        """The earlier place whose ids before it are like the last ids for longest, the newest of equals; -1: none."""
+        """The earlier place with the longest match of the ids before it, the newest among equals; -1: none."""
         if len(ids) <= NGRAM:
             return -1
         found: list[int] = []
