@@ -31,8 +31,8 @@ LINES = 64
 """Most draft tokens of a step, and most sampled tokens of a step with drafts, unless more rows may run. Such a step
 takes no more memory than the largest decode step, which the worker has room for."""
 PROMPTS_SHARE, BESIDE_PROMPTS = 4, np.array([0.3])
-"""Beside prompts, drafts get at most 1 / PROMPTS_SHARE of a step, and a token is drafted only if its chance of acceptance
-is at least BESIDE_PROMPTS: it takes the place of a prompt token."""
+"""Beside prompts, drafts get at most 1 / PROMPTS_SHARE of a step, and a token is drafted only if its chance of
+acceptance is at least BESIDE_PROMPTS: it takes the place of a prompt token."""
 
 
 class Drafts:
