@@ -1,4 +1,4 @@
-"""What the processes find out about the model and the engine at their start, and everybody needs to know."""
+"""Facts about the model and the engine that processes find out at their start and every process needs."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 LONGEST_CUT = 1 << 16
-"""Tokens of the longest prompt that is cut where cutting is allowed, however short the longest possible one is."""
+"""Tokens up to which an overlong prompt is accepted and cut, where cutting is allowed; more if `max_input` is
+larger."""
 
 
 class PooledFacts(Struct, frozen=True):
-    """A model that answers a prompt with one row of numbers in place of tokens."""
+    """A model that answers a prompt with one row of numbers instead of tokens."""
 
     task: Literal["embed", "score"]
     width: int
-    """Numbers of a row; 1 for a score."""
+    """Numbers in a row; 1 for a score."""
     end_token: int = -1
-    """Id that the prompt ends with; it is appended where it is missing; -1: none."""
+    """Id that prompts end with, appended where it is missing; -1: none."""
     whole_prompts: int = 0
-    """A prompt is computed in one step, because its tokens see those after them; 0: in chunks. A step has at most so
-    many tokens, unless it has one prompt alone."""
+    """Nonzero: a step computes a prompt whole, because its tokens see later tokens. A step then has at most this many
+    tokens, unless it has only one prompt. 0: prompts are computed in chunks."""
     shorter: tuple[int, ...] | None = None
-    """Lengths to which an embedding may be cut; (): any; None: it may not."""
+    """Lengths to which an embedding may be cut; (): any length; None: it may not be cut."""
     pairs: bool = False
     """A prompt may be a query and a document."""
     raw: bool = False
-    """A score for clients is the number itself, and not its sigmoid."""
+    """A client gets a score as the number itself, not as its sigmoid."""
     probability: bool = False
-    """A score is the log odds of one token against another: of a single text too clients see its sigmoid, and not the
-    number as of a reward model."""
+    """A score is the log odds of one token against another. Clients see its sigmoid also for a single text, unlike the
+    number of a reward model."""
 
 
 class StateFacts(Struct, frozen=True):
     """A model with recurrent layers (linear attention): a sequence goes on from a position with its state there."""
 
     checkpoints: int
-    """Copies of states that the worker can hold beside the working states of its rows."""
+    """Copies of states that the worker can hold besides the working states of its rows."""
     grain: int
-    """Copies are made at multiples of so many tokens."""
+    """Copies are made at multiples of this many tokens."""
 
 
 class EngineLimits(Struct, frozen=True, array_like=True):
-    """The limits of the worker: sizes in tokens."""
+    """The limits of the worker. Sizes are in tokens."""
 
     kv_tokens: int = 0
-    """KV slots in total, one per token."""
+    """Total number of KV slots, one per token."""
     rows: int = 0
-    """Rows of the worker's tables: most sequences at once."""
+    """Rows of the worker's tables: the most sequences at once."""
     max_context: int = 0
     """Most tokens of a prompt and its answer together."""
     max_input: int = 0
@@ -61,26 +62,27 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     """Ids that end a sequence."""
     prompt_cache: bool = True
     share_prompt_cache: bool = False
-    """Tenants reuse each other's prefixes."""
+    """Tenants share their prompt caches: each reuses the prefixes of others."""
     run_ahead: int = 0
     """Number of steps that are planned before the oldest one is answered."""
     class_bounds: tuple[int, ...] = ()
-    """Longest prompt of each rotary length class but the last (models/decoder/length_class.py); empty: one class."""
+    """Longest prompt of each rotary length class except the last (models/decoder/length_class.py); empty: one class."""
     pooled: PooledFacts | None = None
     """None: the model generates."""
     window: int = 0
-    """A token sees so many, itself included, in every layer, or in those that have `window_tokens`; 0: all."""
+    """Number of tokens that a token sees, itself included, in every layer, or in the layers of `window_tokens`. 0:
+    all."""
     window_tokens: int = 0
-    """KV slots in total of the layers with windows, where other layers have none: a token has one slot in these layers
-    and one of `kv_tokens` in the others. 0: it has one slot for all layers."""
+    """Total number of KV slots of the layers with windows, if other layers have no window: then a token has one slot in
+    these layers and one of `kv_tokens` in the others. 0: a token has one slot for all layers."""
     states: StateFacts | None = None
     """None: the model has no recurrent layers."""
     whole_images: bool = False
     """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
-    """Which part of a prompt that is too long the tokenizer cuts out: "head" or "center"; empty: it is refused."""
+    """Where the tokenizer cuts a prompt that is too long: "head" or "center"; empty: the prompt is refused."""
     draft_tokens: int = 0
-    """Most draft tokens of a sequence in a step; 0: no speculative decoding."""
+    """Most draft tokens per sequence and step; 0: no speculative decoding."""
 
     @property
     def task(self) -> str:
@@ -94,27 +96,27 @@ class EngineLimits(Struct, frozen=True, array_like=True):
 
     @property
     def width(self) -> int:
-        """Most ids of one sequence. The last id is never computed, so it needs no slot; a row of numbers counts as
-        one."""
+        """Most ids of one sequence. The last id is never computed, so it needs no slot. A row of numbers counts as one
+        id."""
         most = self.max_context + (self.pooled is not None)
         bounded = 0 < self.window_slots <= self.kv_tokens and not self.window_tokens
         return most if bounded else min(most, self.kv_tokens + 1)
 
     @property
     def window_grain(self) -> int:
-        """So many tokens behind the window are given up at a time: more where each time the way through the layers
-        without a window is walked, too."""
+        """Number of tokens behind the window that are given up at a time. It is larger where this also walks the path
+        through the tree of the layers without a window."""
         return max(1, min(256, self.window // (2 if self.window_tokens else 16)))
 
     @property
     def window_slots(self) -> int:
-        """Most slots that a sequence holds in layers with windows: of the window, of a chunk, and of tokens that wait
-        to be given up or to be answered. 0: there is no bound."""
+        """Most slots that a sequence holds in layers with windows: for the window, for a chunk, and for tokens that
+        wait to be given up or to be answered. 0: no bound."""
         return self.window + self.step_tokens * (1 + self.run_ahead) + self.window_grain if self.window else 0
 
     @property
     def longest_prompt(self) -> int:
-        """Most tokens of a prompt that a client may send, for it may be cut; 0: not known yet."""
+        """Most tokens of a prompt that a client may send; it may exceed `max_input` if it is cut. 0: not known yet."""
         return max(self.max_input, LONGEST_CUT) if self.max_input and self.long_truncation_mode else self.max_input
 
     def rope_class(self, prompt_tokens: int) -> int:
@@ -123,41 +125,41 @@ class EngineLimits(Struct, frozen=True, array_like=True):
 
 
 class ChatFacts(Struct, frozen=True, array_like=True):
-    """How the model is asked in chats, and how it writes tool calls and reasoning (names of formats in parsers/)."""
+    """How chats are rendered, and how the model writes tool calls and reasoning (names of formats in parsers/)."""
 
     template: bool = False
-    """It has a chat template."""
+    """The model has a chat template."""
     tool_calls: str | None = None
     reasoning: str | None = None
-    """None: it does not reason."""
+    """None: the model does not reason."""
     special_markers: dict[str, int] = {}
-    """Markers of these formats that are special tokens, with their ids: a detokenizer must show them."""
+    """Special tokens among the markers of these formats, with their ids. A detokenizer must show them."""
     fill_in_middle: tuple[str, ...] = ()
-    """What stands before a prompt, between it and its suffix, and after the suffix; empty: it has no such form."""
+    """Texts before a prompt, between prompt and suffix, and after the suffix. Empty: no fill-in-the-middle format."""
     thinking: tuple[bool, bool, bool] = (False, False, False)
-    """Whether a rendered chat ends within reasoning: by default, with thinking switched on, and switched off."""
+    """Whether a rendered chat ends inside reasoning: by default, with thinking switched on, and switched off."""
     thought: tuple[bool, bool, bool] = (False, False, False)
-    """The same, for a chat that ends behind reasoning, so that the answer has none."""
+    """The same for a chat that ends after reasoning, so that the answer has none."""
 
 
 class Facts(Struct, frozen=True, array_like=True):
-    """What the processes find out at their start; the supervisor merges it and sends it to all actors with Begin."""
+    """All facts. The supervisor merges what the processes find out, and sends it to all actors with Begin."""
 
     model_name: str = ""
     engine: EngineLimits = EngineLimits()
     eos_ids: tuple[int, ...] = ()
-    """End-of-sequence ids of the tokenizer and the model's configuration together."""
+    """End-of-sequence ids from the tokenizer and from the model's configuration."""
     device: str = ""
     dtype: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
     state_bytes: int = 0
-    """Of recurrent states."""
+    """Bytes of recurrent states."""
     has_tokenizer: bool = True
     chat: ChatFacts = ChatFacts()
 
     def flat(self) -> dict[str, Any]:
-        """Everything by name, the engine's limits among it: what users of the API see."""
+        """All facts by name, with the engine's limits among them: the form that users of the API see."""
         own, engine = asdict(self), self.engine
         parts = {"chat": self.chat, "pooled": engine.pooled, "states": engine.states}
         plain = {name: None if part is None else asdict(part) for name, part in parts.items()}

@@ -1,30 +1,31 @@
-"""The step plan: everything one step computes, as one int32 buffer that all ranks receive and one upload can carry.
+"""The step plan: one int32 buffer that describes a step. All ranks receive it, and one upload can carry it.
 
 The worker keeps two tables with one row per running sequence: `token_table[row, position]` with token ids and
-`slot_table[row, position]` with KV slots. A plan first edits them, then names the sequences of the step:
+`slot_table[row, position]` with KV slots. A plan first edits the tables, then names the sequences of the step:
 
     header   16 words   MAGIC, VERSION, step, words, then the section sizes below
     setups   SETUP_WORDS each, then their variable tails (bias ids, bias values, masked ids,
              allowed ids)
     ids      runs (row, position, count) and the ids themselves          -> token_table
     slots    runs (row, position, count) and the slots themselves        -> slot_table
-             Where layers with windows have slots of their own, those of the other layers, of all runs, come first, then
-             theirs, which go to a second table
+             If layers with windows have slots of their own, the slots of the other layers, of all runs, come first;
+             the slots of the layers with windows follow, and go to a second table
     seqs     (row, start, count, flags): compute positions start .. start + count - 1 of the row. Their ids are in
              token_table, either from `ids` or sampled by an earlier step, so a plan never waits for an id. A row with
-             draft tokens stands here several times, side by side, once for each of its positions, with a count of 1
+             draft tokens has one entry per position, side by side, each with a count of 1
     images   (row, position, count, offset low, offset high, first, rows): positions position .. position + count - 1,
              which the step computes, take rows first .. first + count - 1 of the `rows` embeddings at that offset
-             (bytes) of image memory in place of their ids' embeddings
+             (bytes) of image memory instead of the embeddings of their ids
     rotary   runs (row, position, count) and three numbers per position: for positions that the step computes, their
              rows in the rotary tables by component, where these are not `rotary_shift` + position
     states   (row, position, place): the recurrent state of a row after its first `position` tokens. If position is the
-             start of the row's sequence, the state is loaded from `place` before the step (NO_STATE: it is that before
-             the first token); otherwise the step computes it and saves it there. Of a row, in ascending order. A place
-             is an index of the StatePool: working states of all rows come first, then a spare one, then saved copies
+             start of the row's sequence, the state is loaded from `place` before the step (NO_STATE: it is the state
+             before the first token); otherwise the step computes it and saves it there. Entries of a row are in
+             ascending order. A place is an index of the StatePool: the working states of all rows come first, then a
+             spare one, then saved copies
 
 With SAMPLE set, the step samples the next id from the logits of the sequence's last position and writes it to
-`token_table[row, start + count]`; with POOL set, the prompt ends here and the answer has its row of numbers (embeddings
+`token_table[row, start + count]`. With POOL set, the prompt ends here and the answer has its row of numbers (embeddings
 and scores). Sequences of one token (decode) come first, chunks after them. Floats are sent as their bit patterns. All
 numbers are little-endian.
 """
@@ -49,12 +50,12 @@ NOTHING = np.empty(0, "<i4")
 SAMPLE, POOL = 1, 2
 NO_STATE = -1
 PENALIZE_PROMPT, GUIDED = 1, 2
-"""Bits of a setup's flags. The samples of a GUIDED row need a mask, which comes from the guide actor."""
+"""Bits of a setup's flags. The samples of a GUIDED row need a mask from the guide actor."""
 
 ROWS_BYTES = 16 << 20
-"""Most bytes of rows of numbers in one step's answer."""
+"""Most bytes of pooled rows in one step's answer."""
 MAX_ROW = 30_000
-"""Most numbers of a row, so that it fits a record of the lane to the front."""
+"""Most numbers in a pooled row, so that it fits a record of the lane to the front."""
 
 SETUP_DTYPE = np.dtype(
     [
@@ -79,14 +80,14 @@ SETUP_DTYPE = np.dtype(
         ("allowed", "<i4"),
     ]
 )
-"""One row's sampling rules, the rotary length class of its prompt, and what is added to a position to get its row in
-the class's rotary tables; `biases`, `masked` and `allowed` count the entries of its tail."""
+"""One row's sampling rules, the rotary length class of its prompt, and the shift: a position plus the shift is its row
+in the class's rotary tables. `biases`, `masked` and `allowed` count the entries of its tail."""
 SETUP_WORDS = SETUP_DTYPE.itemsize // 4
 
 
 @dataclass(slots=True)
 class RowSetup:
-    """A row starts a new sequence: `rules` is one SETUP_DTYPE record."""
+    """The rules with which a row starts a new sequence. `rules` is one SETUP_DTYPE record."""
 
     rules: np.void
     bias_ids: Ints
@@ -94,12 +95,12 @@ class RowSetup:
     masked_ids: Ints
     """Ids that may not be sampled before min_new_tokens are produced."""
     allowed_ids: Ints
-    """Only these ids are sampled; empty: all."""
+    """Only these ids may be sampled; empty: all ids."""
 
 
 @dataclass(slots=True)
 class PositionRuns:
-    """Values of positions: `runs` int32 [n, 3] of (row, position, count), `values` int32 [sum of counts], of slots
+    """Values of positions. `runs`: int32 [n, 3] of (row, position, count). `values`: int32 [sum of counts]; of slots,
     [spaces * sum of counts]."""
 
     runs: Ints
@@ -123,7 +124,7 @@ class Plan:
 
 
 class PlanBuilder:
-    """Collects one step and packs it. Arrays given to the `add`/`write` methods are int-like numpy arrays."""
+    """Collects one step and packs it. The `add` and `write` methods take integer numpy arrays."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -175,7 +176,7 @@ class PlanBuilder:
         self._slots.append(slots)
 
     def write_slot_each(self, rows: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> None:
-        """One slot, in each space, for each of many rows (decode): `slots` [n], or [spaces, n]."""
+        """Write one slot per space for each of many rows (decode): `slots` [n], or [spaces, n]."""
         self._slot_runs.append(_columns(rows, positions, 1))
         self._slots.append(slots)
 
@@ -189,17 +190,17 @@ class PlanBuilder:
         self._seqs.append(_columns(rows, starts, 1, SAMPLE))
 
     def add_image(self, row: int, position: int, count: int, offset: int, first: int, rows: int) -> None:
-        """`count` positions of a chunk take image rows: those from `first` on of the `rows` at `offset` (bytes)."""
+        """Let `count` positions of a chunk take image rows, from `first` on, of the `rows` at `offset` (bytes)."""
         low, high = np.array([offset], "<i8").view("<i4").tolist()
         self._images.append(np.array((row, position, count, low, high, first, rows), "<i4"))
 
     def write_rotary(self, row: int, position: int, lines: np.ndarray) -> None:
-        """Give a chunk's positions their rows in the rotary tables, int-like [positions, 3]."""
+        """Give a chunk's positions their rows in the rotary tables, an integer array [positions, 3]."""
         self._rotary_runs.append(np.array((row, position, len(lines)), "<i4"))
         self._rotary.append(lines.ravel())
 
     def state(self, row: int, position: int, place: int) -> None:
-        """Load the recurrent state of a row whose sequence starts at `position`, or save it if the step gets there."""
+        """Load the recurrent state of a row whose sequence starts at `position`; else save it if the step gets there."""
         self._states.append(np.array((row, position, place), "<i4"))
 
     def pack(self) -> bytes:
@@ -216,7 +217,7 @@ class PlanBuilder:
 
 
 def unpack(data: bytes | bytearray) -> Plan:
-    """Read a packed plan as views into `data`, without copies. ValueError when it is not a plan of this version."""
+    """Read a packed plan as views into `data`, without copies. ValueError if it is not a plan of this version."""
     words = np.frombuffer(data, "<i4")
     if len(words) < HEADER_WORDS or words[0] != MAGIC or words[1] != VERSION or words[3] != len(words):
         raise ValueError("not a step plan of this version")
@@ -254,7 +255,7 @@ def _row_setups(records: np.ndarray, tails: Ints) -> list[RowSetup]:
 
 
 def _columns(*columns: np.ndarray | int) -> np.ndarray:
-    """Columns (arrays, or one number for all) as the flattened rows of a table."""
+    """Flatten a table of these columns row by row. A column is an array, or one number for all rows."""
     length = next(len(column) for column in columns if isinstance(column, np.ndarray))
     table = np.empty((length, len(columns)), "<i4")
     for index, column in enumerate(columns):
@@ -263,5 +264,5 @@ def _columns(*columns: np.ndarray | int) -> np.ndarray:
 
 
 def _flat(parts: list[np.ndarray]) -> np.ndarray:
-    """The parts, joined along their last axis, as one row of words."""
+    """Join the parts along their last axis into one flat array of words."""
     return np.concatenate(parts, axis=-1).astype("<i4", copy=False).ravel() if parts else NOTHING

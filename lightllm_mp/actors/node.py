@@ -1,8 +1,9 @@
-"""The stand-in of another machine that holds ranks of this engine. To the supervisor and the router it is a rank.
+"""The local stand-in for another machine that holds ranks of this engine. The supervisor and the router see a rank.
 
-It waits until the machine joins, tells it what to start, and passes on control messages and plans; a plan's embeddings
-go before it. What the ranks say to the supervisor comes back. It ends when the machine loses a rank or is lost itself:
-to the supervisor that is the death of a rank. When the supervisor kills it, the machine kills its ranks.
+It waits until the machine joins, tells it what to start, and passes on control messages and plans; the embeddings that
+a plan names go before it. Messages of the ranks to the supervisor come back. The stand-in ends when the machine loses a
+rank or is lost itself: the supervisor sees the death of a rank. When the supervisor kills the stand-in, the machine
+kills its ranks.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class NodeActor(AsyncActor):
         self._key = node_key(os.environ)
         self._images = Arena.attach(launch.images_fd) if launch.images_fd >= 0 else None
         self._shipped: dict[int, int] = {}
-        """Where a block of embeddings begins -> its generation that the machine has."""
+        """Start of a block of embeddings -> the generation of that block that the machine has."""
         self._link: NodeLink
         engine = launch.settings.engine
         self._address = engine.nccl_host, engine.nccl_port + self._node
@@ -61,7 +62,7 @@ class NodeActor(AsyncActor):
             ) from None
 
     def ready(self) -> None:
-        """The machine says when its ranks are."""
+        """Does nothing: the machine sends Ready when its ranks are ready."""
 
     def run(self) -> None:
         try:
@@ -79,13 +80,13 @@ class NodeActor(AsyncActor):
         relaying.add_done_callback(lambda _: self._end.set())
         try:
             await self.until_stopped()
-            await relaying  # after Stop the machine's last word is that its ranks have ended
+            await relaying  # after Stop, the machine's last frame says that its ranks have ended
         finally:
             relaying.cancel()
             self._link.close()
 
     async def _joined(self) -> NodeLink:
-        """The connection of the first that has the key."""
+        """The connection of the first peer that proves the key."""
         joined: asyncio.Future[NodeLink] = asyncio.get_running_loop().create_future()
 
         async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,7 +114,7 @@ class NodeActor(AsyncActor):
         return NodeLaunch(launch.settings, launch.model, launch.meeting, launch.facts, launch.epoch, images)
 
     async def _relay(self) -> None:
-        """What the machine says, until its last word. NodeLost."""
+        """Pass on the machine's messages until its last frame. NodeLost."""
         while True:
             kind, payload = await self._link.receive()
             match kind:
@@ -133,7 +134,7 @@ class NodeActor(AsyncActor):
         self._link.send(FrameKind.PLAN, plan)
 
     def _ship(self, plan: bytes, images: Arena) -> None:
-        """The blocks that a plan names, each once. The router holds their leases until the step is answered."""
+        """Send the blocks that a plan names, each once. The router holds their leases until the step is answered."""
         places = unpack(plan).images[:, 3:5].copy().view("<i8")[:, 0].tolist()
         for place in set(places):
             block = images.at(place)

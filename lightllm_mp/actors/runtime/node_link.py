@@ -1,9 +1,10 @@
-"""The connection between the first machine of an engine and another one, which holds ranks.
+"""The connection between the first machine of an engine and another machine that holds ranks.
 
-Both ends have a key. Each shows that it has it before anything that it sends is looked at; an answer is bound to a
-challenge of the other end, so none can be used again. Then come frames: length u32 and kind u8, little endian, and the
-payload, of at most MOST bytes. An end that has sent nothing for a while sends an empty frame. An end that hears nothing
-for SILENCE takes the connection for lost, so a cut cable and a stopped process look like a closed socket.
+Both ends have a key. Each end proves that it has the key before the other reads anything else from it; a proof is bound
+to a challenge of the other end, so it cannot be used again. Then come frames: length u32 and kind u8, little-endian,
+and the payload, of at most MOST bytes. An end that has sent nothing for a while sends an empty frame. An end that
+receives nothing for SILENCE takes the connection for lost, so a cut cable and a stopped process look like a closed
+socket.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from lightllm_mp.messages import Message, Wire
 from lightllm_mp.model_description import ModelDescription, from_plain, to_plain
 
 MOST = PLANS
-"""Bytes of a frame: no plan is longer."""
+"""Most bytes of a frame: no plan is longer."""
 PIECE = 1 << 20
 """Bytes of embeddings in one frame."""
 BEAT, SILENCE = 2.0, 15.0
-"""Seconds between two signs of life, and without any before the connection counts as lost."""
+"""Seconds between two signs of life, and seconds without any after which the connection counts as lost."""
 HANDSHAKE = 10.0
-"""Seconds for the other end to show its key."""
+"""Seconds for the other end to prove its key."""
 CHALLENGE = DIGEST = 32
 """Bytes."""
 _FRAME = struct.Struct("<IB")
@@ -45,7 +46,7 @@ class FrameKind(enum.IntEnum):
 
 
 class NodeLaunch(Struct, frozen=True, array_like=True):
-    """What another machine is told to start its ranks."""
+    """What another machine needs to start its ranks."""
 
     settings: WorkerSettings
     model: ModelDescription
@@ -58,20 +59,20 @@ class NodeLaunch(Struct, frozen=True, array_like=True):
 
 
 class NodeLost(EngineError):
-    """The connection cannot be used any more. The message says why."""
+    """The connection is lost. The message says why."""
 
     code = "node_lost"
 
 
 class NodeLink:
-    """One end, after `greet`. `peer`: a name for the other end, for messages."""
+    """One end of the connection, after `greet`. `peer`: a name for the other end, for messages."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
         self._reader, self._writer, self._peer = reader, writer, peer
         self._beating = asyncio.get_running_loop().create_task(self._beat())
 
     def send(self, kind: FrameKind, payload: bytes = b"") -> None:
-        """Never waits. What is sent on a lost connection is dropped; `receive` says that it is lost."""
+        """Send a frame. Never waits. Drops frames on a lost connection; `receive` reports the loss."""
         if len(payload) > MOST:
             raise ValueError(f"a frame of {len(payload)} bytes")
         if not self._writer.is_closing():
@@ -81,12 +82,12 @@ class NodeLink:
         self.send(FrameKind.MESSAGE, _encoder.encode(message))
 
     def send_image(self, offset: int, data: memoryview) -> None:
-        """`data` stands at `offset` of the image memory."""
+        """Send `data`, which is at `offset` of the image memory."""
         for at in range(0, len(data), PIECE):
             self.send(FrameKind.IMAGE, _OFFSET.pack(offset + at) + data[at : at + PIECE])
 
     async def receive(self) -> tuple[FrameKind, bytes]:
-        """The next frame that is not a mere sign of life. NodeLost."""
+        """The next frame, without signs of life. NodeLost."""
         while True:
             try:
                 async with asyncio.timeout(SILENCE):
@@ -105,7 +106,7 @@ class NodeLink:
                 return found, payload
 
     async def _payload(self, length: int) -> bytes:
-        """It may take longer than SILENCE, as long as something comes."""
+        """The payload. It may take longer than SILENCE, as long as bytes arrive."""
         parts: list[bytes] = []
         while length:
             async with asyncio.timeout(SILENCE):
@@ -125,7 +126,7 @@ class NodeLink:
         self._writer.transport.abort()
 
     async def finish(self) -> None:
-        """Close when all that was sent has left this process."""
+        """Close after all frames have left this process; waits at most a second."""
         self._beating.cancel()
         self._writer.close()
         try:
@@ -138,8 +139,9 @@ class NodeLink:
 async def greet(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes, *, node: int, first: bool
 ) -> None:
-    """Both ends call it; `first`: this is the first machine. NodeLost if the other end is not the one that it says:
-    number `node`, or the first machine to which it belongs."""
+    """Prove the key to the other end, and check its proof. Both ends call it. `first`: this is the first machine.
+    NodeLost if the other end is not what it claims to be: machine number `node`, or the first machine of this
+    engine."""
     own = os.urandom(CHALLENGE)
     try:
         async with asyncio.timeout(HANDSHAKE):
@@ -163,7 +165,7 @@ def encode_launch(launch: NodeLaunch) -> bytes:
 
 
 def decode_launch(payload: bytes) -> NodeLaunch:
-    """NodeLost for one of another version."""
+    """NodeLost for a launch of another version."""
     try:
         return msgspec.msgpack.decode(payload, type=NodeLaunch, dec_hook=from_plain)
     except msgspec.DecodeError as error:
@@ -171,7 +173,7 @@ def decode_launch(payload: bytes) -> NodeLaunch:
 
 
 def decode_message(payload: bytes) -> Wire:
-    """NodeLost if it is none."""
+    """NodeLost if the payload is not a message."""
     try:
         return _decoder.decode(payload)
     except msgspec.DecodeError as error:
@@ -179,7 +181,7 @@ def decode_message(payload: bytes) -> Wire:
 
 
 def decode_image(payload: bytes) -> tuple[int, memoryview]:
-    """(offset, data). NodeLost if it is no image."""
+    """(offset, data). NodeLost if the payload is not an image."""
     if len(payload) < _OFFSET.size:
         raise NodeLost("a node sends an image without an offset")
     return _OFFSET.unpack_from(payload)[0], memoryview(payload)[_OFFSET.size :]

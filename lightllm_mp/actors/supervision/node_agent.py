@@ -1,9 +1,9 @@
-"""Holds the ranks of an engine whose other actors are on another machine, its first node.
+"""Holds this machine's ranks of an engine whose other actors run on another machine, its first node.
 
-The agent joins the first node, again and again. There its connection ends in a stand-in (actors/node.py), and the two
-make a long lane: plans and control messages go to every rank of this machine; what the ranks answer goes back when the
-last of them has said it. Ranks are the processes that they are on one machine, with the same lanes. When a rank dies,
-the agent says so and ends the others; when the connection ends, it ends all of them. Then it joins again.
+The agent joins the first node again and again. There its connection ends in a stand-in (actors/node.py), and the two
+act as a long lane: plans and control messages go to every rank of this machine; an answer that all ranks owe goes back
+when the last rank has given it. Ranks are the same processes as on a single machine, with the same lanes. When a rank
+dies, the agent reports it and ends the others; when the connection ends, it ends all ranks. Then it joins again.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from lightllm_mp.shm import implementation
 log = logging.getLogger("lightllm_mp.node")
 
 PAUSE = 0.3
-"""Seconds between two tries to join."""
+"""Seconds between two attempts to join."""
 
 
 class NodeAgent:
-    """`config`: of this machine; the engine's own comes from the first node, but for the model's place. `program`: what
-    each rank runs, whatever the first node says."""
+    """`config`: of this machine; the engine's own comes from the first node, except for the model's place. `program`:
+    what each rank runs, whatever the first node asks for."""
 
     def __init__(self, config: Config, key: bytes, program: str = WORKER) -> None:
         self._config, self._key, self._program = config, key, program
         self._said = ""
-        """The last reason why it cannot join."""
+        """The last reported reason why it cannot join."""
         self._host: RankHost | None = None
 
     async def run(self) -> None:
-        """Serve one generation of ranks after the other, until it is cancelled."""
+        """Serve one generation of ranks after another, until it is cancelled."""
         engine = self._config.engine
         address = engine.nccl_host, engine.nccl_port + engine.node_rank
         while True:
@@ -86,7 +86,7 @@ class NodeAgent:
             await link.finish()
 
     def _own(self, launch: NodeLaunch) -> NodeLaunch:
-        """With this machine's place of the model, if it has one."""
+        """The launch with this machine's place of the model, if the machine has one."""
         engine = replace(launch.settings.engine, node_rank=self._config.engine.node_rank)
         found = replace(launch, settings=replace(launch.settings, engine=engine))
         path = self._config.model.model_dir
@@ -95,7 +95,7 @@ class NodeAgent:
     async def _serve(self, link: NodeLink, launch: NodeLaunch) -> None:
         try:
             host = RankHost(link, launch, self._program, self._config.supervisor)
-        except (EngineError, OSError) as error:  # no memory, process or descriptor
+        except (EngineError, OSError) as error:  # memory, processes or descriptors are exhausted
             link.send_message(Failed(str(error)))
             return
         log.info("joined: %s", ", ".join(host.names))
@@ -117,7 +117,7 @@ class NodeAgent:
 
 
 class RankHost:
-    """One generation of this machine's ranks. Raises like SharedMemory and ChildProcess."""
+    """One generation of this machine's ranks. Raises what SharedMemory and ChildProcess raise."""
 
     def __init__(self, link: NodeLink, launch: NodeLaunch, program: str, logs: SupervisorConfig) -> None:
         engine = launch.settings.engine
@@ -127,11 +127,11 @@ class RankHost:
         self.names = tuple(child.name for child in children)
         self._link, self._launch, self._logs = link, launch, logs
         self._answers: dict[type[Wire], set[str]] = {}
-        """Who has given an answer that others owe."""
+        """Answers that other ranks still owe -> the ranks that have given them."""
         self._processes: dict[str, ChildProcess] = {}
         self._stopping = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """A rank has ended, or after Stop the last one."""
+        """Done when a rank has ended; after Stop, when the last one has."""
         self._wiring = SharedMemory(Topology(ROUTER, children, edges, launch.images))
         self._parent_read, self._parent_write = os.pipe()
         self._control = ControlLanes(self._wiring, self.names, self._on_control)
@@ -177,7 +177,7 @@ class RankHost:
         return tuple(self._processes.values())
 
     async def serve(self) -> None:
-        """Until a rank or the connection ends. NodeLost."""
+        """Serve until a rank or the connection ends. NodeLost."""
         reading = asyncio.ensure_future(self._read())
         try:
             await asyncio.wait((reading, self._ended), return_when=asyncio.FIRST_COMPLETED)
@@ -226,7 +226,7 @@ class RankHost:
     def _on_exit(self, name: str, reason: str) -> None:
         if self._ended.done():
             return
-        self._control.drain()  # its last messages
+        self._control.drain()  # the last messages of the rank
         if self._stopping and any(process.alive for process in self._processes.values()):
             return
         self._link.send(FrameKind.LOST, f"{name} {reason}".encode())
@@ -234,7 +234,7 @@ class RankHost:
         self._ended.set_result(None)
 
     async def close(self) -> None:
-        """End all ranks; when it returns, their memory is free."""
+        """End all ranks. When it returns, their memory is free."""
         if not self._ended.done():
             self._ended.set_result(None)
         for process in self._processes.values():
