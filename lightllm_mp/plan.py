@@ -200,7 +200,7 @@ class PlanBuilder:
         self._rotary.append(lines.ravel())
 
     def state(self, row: int, position: int, place: int) -> None:
-        """Load the recurrent state of a row whose sequence starts at `position`; else save it if the step gets there."""
+        """Load the recurrent state of a row whose sequence starts at `position`, or save it if the step gets there."""
         self._states.append(np.array((row, position, place), "<i4"))
 
     def pack(self) -> bytes:
