@@ -64,10 +64,10 @@ def build_engine(
     meeting: str = "",
     meeting_fd: int = -1,
 ) -> BuiltEngine:
-    """Loads and warms up. `progress` gets (bytes read, bytes in all), `stage` the name of the next stage. `promised`:
-    the limits that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all ranks call
-    it, and find each other at the `meeting` (see TorchGroup). ModelError or ConfigError with a one-line message.
-    """
+    """Loads the model and warms it up. `progress` gets (bytes read, total bytes), `stage` the name of the next stage.
+    `promised`: the limits that an earlier process found. With tensor parallelism this is one `rank` of engine.tp; all
+    ranks call it, and find each other at the `meeting` (see TorchGroup). ModelError or ConfigError with a one-line
+    message."""
     path, spec = Path(description.path), description.spec
     engine = msgspec.structs.replace(engine, running_max_req_size=most_rows(spec, engine.running_max_req_size))
     device = _device(model.device, rank % engine.ranks_per_node, engine.ranks_per_node, engine.tp)
@@ -131,26 +131,26 @@ def _limits(
 
 
 def longest_step(spec: ModelSpec, usual: int, max_context: int | None, rows: int) -> int:
-    """Tokens. Where prompts are computed whole, the longest one is a step; where images are, one fits beside a token
-    for each of the `rows`."""
+    """Most tokens of a step. If prompts are computed whole, the longest prompt fits a step. If images are, an image
+    fits beside one token for each of the `rows`."""
     if spec.image_span:
         return max(usual, spec.image_span + rows)
     return usual if spec.causal else max(usual, min(spec.max_context, max_context or spec.max_context))
 
 
 def longest_prompt(spec: ModelSpec, max_context: int, wanted: int | None) -> int:
-    """An answer of tokens needs room for one."""
+    """Most tokens of a prompt. A generating model needs room for one token of the answer."""
     return min(wanted or max_context, max_context if spec.pooling is not None else max_context - 1)
 
 
 def most_rows(spec: ModelSpec, wanted: int) -> int:
-    """Sequences of one step, so few that its answer holds all their rows of numbers."""
+    """Most sequences of one step, such that its answer holds all their pooled rows."""
     return wanted if spec.pooling is None else min(wanted, ROWS_BYTES // (4 * spec.pooling.width))
 
 
 def keeps_prefixes(spec: ModelSpec) -> bool:
-    """Whether a prompt that begins like an earlier one may use that one's keys and values: not if tokens
-    see those after them, and not for a mean, which needs the hidden states of all tokens."""
+    """Whether a prompt may use the keys and values of an earlier prompt with the same beginning. Not if tokens see
+    later tokens, and not for a mean, which needs the hidden states of all tokens."""
     return spec.pooling is None or (spec.causal and spec.pooling.take != "mean")
 
 
@@ -159,7 +159,7 @@ def run_ahead(engine: EngineConfig, device: torch.device) -> int:
 
 
 def draft_tokens(spec: ModelSpec, engine: EngineConfig) -> int:
-    """A recurrent state does not go back to where a draft is refused."""
+    """Most draft tokens. 0 for recurrent layers: a state cannot go back to the position before a refused draft."""
     if engine.speculative_algorithm == "none" or spec.pooling is not None:
         return 0
     if spec.delta is not None:
@@ -184,7 +184,7 @@ def pooled_facts(spec: ModelSpec, usual_step: int) -> PooledFacts | None:
 
 
 def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> WorstStep:
-    """The largest step on a CPU."""
+    """The largest step, for the memory computation on a CPU."""
     spec = decoder.spec
     plain = not decoder.ops.exact_rows or not _attention_in_c(spec)
     return WorstStep(
@@ -197,7 +197,7 @@ def worst_step(decoder: Decoder, engine: EngineConfig, step_tokens: int) -> Wors
 
 
 def _attention_in_c(spec: ModelSpec) -> bool:
-    """Whether heads have sizes for which the C extension has attention."""
+    """Whether the C extension has attention for the heads' sizes."""
     if spec.mla is None:
         return all(kind.head_dim % 16 == 0 for kind in spec.kinds)
     return attention.attends_latents(spec.mla.kv_lora + spec.mla.rope_dim, spec.mla.kv_lora)
@@ -233,8 +233,8 @@ def _planned(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: t
 
 
 def _kv_budget(decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device) -> int:
-    """Bytes of KV and states per rank. All ranks hold the same tokens and run the same steps: the rank with the least
-    memory decides. On a GPU the worst steps run, to see what they need."""
+    """Bytes of KV and states per rank. All ranks hold the same tokens and run the same steps, so the rank with the
+    least memory decides. On a GPU the worst steps run, to measure what they need."""
     group = decoder.group
     if device.type == "cuda":
         budget = group.least(kv_budget(device, engine.mem_fraction))
@@ -263,8 +263,8 @@ def _executor(
 def _budget_beside_steps(
     decoder: Decoder, engine: EngineConfig, step_tokens: int, device: torch.device, budget: int
 ) -> int:
-    """What is left of `budget` when the worst steps have run and keep their memory, so that no later step needs more
-    memory than is free."""
+    """What is left of `budget` after the worst steps, which keep their memory, so that no later step needs more memory
+    than is free."""
     most = _planned(decoder, engine, step_tokens, device, budget)
     small = dataclasses.replace(
         most, kv_tokens=1, checkpoints=min(most.checkpoints, 1), window_tokens=min(most.window_tokens, 1)
@@ -273,7 +273,7 @@ def _budget_beside_steps(
     probe.warm_up(probe_tokens=most.kv_tokens)
     left = decoder.group.least(kv_budget(device, engine.mem_fraction)) - graph_bytes(most.rows)
     if place_bytes := StatePool.place_bytes(decoder.spec, decoder.dtype):
-        left += (small.rows + 1 + small.checkpoints) * place_bytes  # the probe's, which are free again
+        left += (small.rows + 1 + small.checkpoints) * place_bytes  # the probe's states, which are freed below
     del probe
     gc.collect()
     torch.cuda.empty_cache()
@@ -281,7 +281,7 @@ def _budget_beside_steps(
 
 
 def _device(name: str, rank: int, ranks: int, size: int) -> torch.device:
-    """Of number `rank` of this machine's `ranks`, in a group of `size`."""
+    """The device of rank `rank` among this machine's `ranks`, in a group of `size`."""
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         raise ConfigError("--device cuda: torch finds no CUDA device on this machine", param="device")

@@ -1,4 +1,4 @@
-"""CUDA graphs of decode steps, one for each of a ladder of sizes; a step takes the next larger size."""
+"""CUDA graphs of decode steps, captured for a ladder of batch sizes; a step takes the next larger size."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable
 import torch
 
 GRAPH_BYTES = 4 << 20
-"""An upper bound of what the driver keeps for a captured step."""
+"""An upper bound of the bytes that the driver keeps for a captured step."""
 
 
 def graph_bytes(most: int) -> int:
-    """Device memory of the graphs of steps of up to `most` sequences, beside what the largest needs to run."""
+    """Device memory of the graphs of steps of up to `most` sequences, beside the memory that the largest needs to
+    run."""
     return GRAPH_BYTES * len(ladder(most))
 
 
@@ -43,7 +44,7 @@ class DecodeGraphs:
             gc.enable()
 
     def _capture(self, size: int) -> None:
-        self._work(size)  # compiles and sets up what a capture must not
+        self._work(size)  # compiles kernels and sets up what a capture must not
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -51,7 +52,7 @@ class DecodeGraphs:
         self._graphs[size] = graph
 
     def size_for(self, sequences: int) -> int | None:
-        """The size of the graph that serves so many sequences, or None."""
+        """The size of the graph that serves this many sequences; None if there is none."""
         at = bisect_left(self._sizes, sequences)
         size = self._sizes[at] if at < len(self._sizes) else None
         return size if size in self._graphs else None

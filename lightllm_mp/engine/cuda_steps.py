@@ -1,4 +1,4 @@
-"""Carries out steps on a GPU: one upload, a CUDA graph for decode steps, and nothing that waits for the device."""
+"""Runs steps on a GPU: one upload per step, a CUDA graph for decode steps, and no call that waits for the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Part = TypeVar("Part", np.ndarray, Tensor)
 
 
 class StepParts(NamedTuple, Generic[Part]):
-    """A step's upload beside its edits: arrays on the host, int32 tensors on the device. A part that the step does not
+    """A step's upload without its edits: arrays on the host, int32 tensors on the device. A part that the step does not
     need is empty."""
 
     rows: Part
@@ -39,7 +39,7 @@ class StepParts(NamedTuple, Generic[Part]):
     ends: Part
     """[sequences]: lengths after the step."""
     seq_start: Part
-    """[sequences + 1]; this and the next three are empty if the step is a graph."""
+    """[sequences + 1]. This part and the next three are empty if the step is a graph."""
     positions: Part
     """[tokens]"""
     at: Part
@@ -47,7 +47,8 @@ class StepParts(NamedTuple, Generic[Part]):
     rotary_at: Part
     """[tokens], or [tokens * 3] if positions have three components."""
     sampled_lines: Part
-    """[sampled]: rows of hidden states to sample from. This and the next two are empty if all are sampled in order."""
+    """[sampled]: rows of hidden states to sample from. This part and the next two are empty if all are sampled in
+    order."""
     sampled_rows: Part
     """[sampled]"""
     sampled_ends: Part

@@ -1,7 +1,7 @@
-"""Carries out step plans on one device: row tables, forward pass, sampling. It knows rows and slots, not requests.
+"""Runs step plans on one device: row tables, forward pass, sampling. It knows rows and slots, not requests.
 
-Token ids stay on the device within and between steps: sampled ids go into the token table, where the next step's
-forward pass finds them, and to the host only for the report.
+Token ids stay on the device within and between steps. Sampled ids go into the token table, where the next step's
+forward pass reads them; they go to the host only for the report.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lightllm_mp.models.decoder.state_pool import StatePool
 from lightllm_mp.plan import Plan, unpack
 
 LOGIT_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Elements in a block of logits: on a CPU few enough that memory is reused from step to step (beyond 32 MiB the
+"""Elements in a block of logits. On a CPU few enough that memory is reused from step to step (beyond 32 MiB the
 allocator asks the system each time), on a GPU enough that the head's weights are read once."""
 NO_LINES = np.empty(0, np.int64)
 PROMPT_LINES = 64
@@ -47,19 +47,19 @@ the decode step, sampler included, that sized the pool."""
 
 @dataclass(slots=True)
 class _Result:
-    """A step's answer on its way to the host: complete when the event `arrived` (CUDA only) has happened."""
+    """A step's answer on its way to the host. It is complete when the event `arrived` (CUDA only) has happened."""
 
     step: int
     choices: list[Choice]
     prompt: list[ChunkLogprobs]
     pooled: Tensor | None = None
-    """Float32 [pooled, width]: a row for each pooled sequence."""
+    """Float32 [pooled, width]: one row per pooled sequence."""
     seconds: float = 0.0
     began: torch.cuda.Event | None = None
     arrived: torch.cuda.Event | None = None
 
     def send_to_host(self) -> None:
-        """Queues the copies behind the step itself, so that reading them does not wait for a later step."""
+        """Queues the copies right after the step, so that reading them does not wait for a later step."""
         for choice in self.choices:
             choice.ids, choice.logprobs = _pinned(choice.ids), _pinned(choice.logprobs)
             choice.top = [(lines, (_pinned(ids), _pinned(best))) for lines, (ids, best) in choice.top]
@@ -73,25 +73,25 @@ class _Result:
 
 @dataclass(slots=True)
 class _Halted:
-    """A step whose logits are under way, and whose sampling waits for masks."""
+    """A step whose logits are being computed and whose sampling waits for masks."""
 
     step: int
     rest: Generator[Lines, GuideMasks | None, _Result]
     lines: Lines
-    """The constrained sequences among those that are sampled."""
+    """The constrained sequences among the sampled ones."""
     seconds: float
 
 
 class Executor:
     """Runs plans in the order of `submit`; `collect` returns answers in the same order.
 
-    A step with constrained sequences goes as far as its logits and then waits for `resume`; the next `submit` comes
-    after that. Only rank 0 waits, because all ranks take its ids.
+    A step with constrained sequences computes its logits and then waits for `resume`; the next `submit` comes after
+    that. Only rank 0 waits, because all ranks take its ids.
 
     Device memory: the KV pool of `kv_tokens` slots and a spare one, and two tables of `rows` rows. A row holds up to
-    `max_context` tokens, a step up to `step_tokens`. With `window_tokens`, layers with windows have a table and so many
-    slots of their own, and a spare one. In models with recurrent layers also the states of the rows, of a spare one and
-    of `state_checkpoints` copies.
+    `max_context` tokens, a step up to `step_tokens`. With `window_tokens`, layers with windows have a table of their
+    own, that many slots of their own, and a spare slot. Models with recurrent layers also have the states of the rows,
+    a spare state, and `state_checkpoints` copies.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Executor:
         self.model = model
         self.rows, self.max_context, self.step_tokens = rows, max_context, step_tokens
         self.kv = self._pool(kv_tokens, kv_dtype or model.dtype, state_checkpoints, window_tokens)
-        # The token sampled after a full context has a position too; no step computes it.
+        # The token sampled after a full context also has a position, but no step computes it.
         self._sections = model.spec.rope is not None and bool(model.spec.rope.sections)
         firsts = class_firsts(model.spec)
         spaces = len(self.kv.spare_slots)
@@ -132,7 +132,7 @@ class Executor:
         return KVPool(spec, slots, dtype=dtype, device=self.device, states=states, window_slots=window_slots)
 
     def images(self, view: memoryview) -> None:
-        """Sets the memory in which plans find image embeddings; called once, before the first plan with images. Keeps
+        """Sets the memory in which plans find image embeddings. Called once, before the first plan with images. Keeps
         `view`."""
         spec = self.model.spec
         self._images = ImageEmbeddings(
@@ -141,8 +141,8 @@ class Executor:
 
     @torch.inference_mode()
     def submit(self, plan: bytes) -> None:
-        """Starts a step. ValueError for bytes that are not a plan or reach outside the tables, RuntimeError while a
-        step waits for masks."""
+        """Starts a step. ValueError for bytes that are not a plan or that reach outside the tables, RuntimeError while
+        a step waits for masks."""
         if self._halted is not None:
             raise RuntimeError(f"submit while step {self._halted.step} waits for masks")
         began = time.perf_counter()
@@ -157,13 +157,14 @@ class Executor:
 
     @property
     def waiting(self) -> int | None:
-        """The step that waits for its masks; None if none does."""
+        """The step that waits for its masks; None if no step waits."""
         return self._halted.step if self._halted is not None else None
 
     @torch.inference_mode()
     def resume(self, bits: bytes | None) -> None:
-        """Goes on with the step that waits. `bits`: a mask for each constrained sequence that it samples, in plan order
-        (`messages.Masks`); None: they are free, for a step whose answer nobody needs. ValueError for a wrong length."""
+        """Goes on with the waiting step. `bits`: one mask per constrained sequence that it samples, in plan order
+        (`messages.Masks`). None: the sequences are unconstrained, for a step whose answer is not used. ValueError for a
+        wrong length."""
         if (halted := self._halted) is None:
             raise RuntimeError("no step waits for masks")
         began = time.perf_counter()
@@ -181,7 +182,7 @@ class Executor:
         self._results.append(result)
 
     def run(self, plan: bytes) -> StepDone:
-        """Carries out a plan at once, with masks that allow every id."""
+        """Runs a plan at once, with masks that allow every id."""
         self.submit(plan)
         if self._halted is not None:
             self.resume(b"\xff" * (4 * -(-self.model.spec.vocab // 32) * len(self._halted.lines)))
@@ -189,7 +190,7 @@ class Executor:
 
     @property
     def pending(self) -> int:
-        """Steps that are submitted and not yet collected."""
+        """Number of steps that are submitted and not yet collected."""
         return len(self._results)
 
     @property
@@ -211,10 +212,10 @@ class Executor:
     @torch.inference_mode()
     def warm_up(self, *, probe_tokens: int | None = None) -> None:
         """On a GPU: runs the worst steps, so that later steps find memory allocated and kernels compiled, and captures
-        decode steps as graphs. With `probe_tokens` it measures what steps need beside a pool of so many tokens, and
-        captures the largest graph only. On a CPU, where memory is computed (step_memory.py): runs small steps.
+        decode steps as graphs. With `probe_tokens` it measures what steps need beside a pool of that many tokens, and
+        captures only the largest graph. On a CPU, where memory is computed (step_memory.py): runs small steps.
 
-        Writes to the pool's spare slots only, and forgets its rows. Call it before the first plan.
+        Writes only to the pool's spare slots, and forgets its rows. Call it before the first plan.
         """
         if self.device.type == "cpu":
             self._warm_up_small()
@@ -233,7 +234,7 @@ class Executor:
         )
 
     def _warm_up_small(self) -> None:
-        """Uses a pool of its own: writing to the spare slot of the real pool may allocate a huge page per layer."""
+        """Uses a pool of its own: a write to the spare slot of the real pool may allocate a huge page per layer."""
         steps, kv = self._steps, self.kv
         self.kv = self._pool(1, kv.data.dtype, 1, len(kv.spare_slots) - 1)
         self._steps = _steps(self.device)(self.model, self.tables, self.rules, self.kv)
@@ -258,13 +259,13 @@ class Executor:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Forgets rows and pending steps; KV memory stays as it is."""
+        """Forgets rows and pending steps. KV memory stays as it is."""
         self._results.clear()
         self._halted = None
         self._steps.clear()
 
     def _run(self, plan: Plan) -> Generator[Lines, GuideMasks | None, _Result]:
-        """Carries out a plan. Yields once if sequences of it are constrained: their lines, for their masks."""
+        """Runs a plan. If it has constrained sequences, yields them once and gets their masks."""
         step = Step.of(plan.seqs, self.tables, plan.rotary) if len(plan.seqs) else None
         images = self._rows_of_images(plan, step)
         states = StateMoves.of(plan.states, step, self.kv.states)
@@ -303,7 +304,7 @@ class Executor:
         return hidden
 
     def _guided(self, step: Step) -> Lines:
-        """The constrained sequences among those that are sampled; none on ranks that take rank 0's ids."""
+        """The constrained sequences among the sampled ones; none on ranks that take rank 0's ids."""
         if self.model.group.rank:
             return NO_LINES
         return np.flatnonzero(self.rules.needs[step.sampled_rows] & GUIDE)
@@ -330,7 +331,7 @@ def _steps(device: torch.device) -> Callable[[Model, RowTables, RuleTable, KVPoo
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """A copy in pinned host memory; the copy is queued."""
+    """A copy in pinned host memory. The copy operation is queued."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 

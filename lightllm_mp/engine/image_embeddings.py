@@ -1,4 +1,4 @@
-"""Image embeddings, which a worker reads in place in the memory that the visual actor writes."""
+"""Image embeddings: a worker reads them in place, in the memory that the visual actor writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PORTABLE, READ_ONLY = 0x01, 0x08
 
 class ImageEmbeddings:
     """Blocks of [planes, rows, hidden] in `dtype` anywhere in `view`, which stays mapped as long as the process lives.
-    The first plane is an image's embeddings, the others are DeepStack's.
+    The first plane has an image's embeddings, the others have DeepStack's.
 
     For a CUDA `device` the whole memory is pinned once, so that copies from it are asynchronous. The sender of plans
     keeps a block until the steps that name it are answered.
@@ -63,7 +63,8 @@ class ImageEmbeddings:
 
 
 def pin(memory: torch.Tensor, device: torch.device, flags: int) -> None:
-    """Pins `memory` for a CUDA `device`. If CUDA refuses, logs a warning: copies are correct, but the host waits."""
+    """Pins `memory` for a CUDA `device`. If CUDA refuses, logs a warning: copies stay correct, but make the host
+    wait."""
     with torch.cuda.device(device):
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), flags)
     if int(error) != 0:

@@ -1,5 +1,5 @@
-"""Sizes the KV pool: how many tokens a device holds, and how long a sequence may be; and the pool of recurrent states:
-how many sequences run at once, and how many copies of states are kept."""
+"""Sizes the KV pool (how many tokens a device holds, and how long a sequence may be) and the pool of recurrent states
+(how many sequences run at once, and how many copies of states are kept)."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ class MemoryPlan:
     """Copies of recurrent states."""
     state_bytes: int = 0
     window_tokens: int = 0
-    """Slots of layers with windows, of which `kv_tokens` has none then; 0: all layers share their slots."""
+    """KV slots of layers with windows, which then use none of the `kv_tokens` slots; 0: all layers share their
+    slots."""
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes of a token's keys and values in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     return KVPool.token_bytes(spec, dtype)
 
 
 def stored_type(spec: ModelSpec, dtype: torch.dtype, config: EngineConfig) -> torch.dtype:
-    """The type that keys and values of a model in `dtype` are stored in. ConfigError if the model cannot."""
+    """The dtype that stores keys and values of a model in `dtype`. ConfigError if the model cannot use it."""
     if config.kv_cache_dtype == "auto":
         return dtype
     if spec.mla is not None:
@@ -75,13 +76,13 @@ def plan_memory(
     place_bytes: int = 0,
     limits: EngineLimits = NO_WINDOWS,
 ) -> MemoryPlan:
-    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: of a recurrent state;
-    `limits`: those of `windowed_limits`.
+    """Sizes the pools within `budget` bytes (see `kv_budget`). `dtype`: of KV; `place_bytes`: bytes of a recurrent
+    state; `limits`: the result of `windowed_limits`.
 
     A given `max_total_token_num` is the pool's size; otherwise the pool gets what fits, at most what all rows can use.
-    The context is the shortest of the model's, `max_req_total_len` and the pool, which does not count if all layers
-    have windows and it holds those of a sequence. If flags ask for more than fits, they are clamped with
-    `clamp_max_total_token_num`, otherwise ConfigError. ModelError if the model leaves no room for a single sequence.
+    The context is the shortest of the model's, `max_req_total_len` and the pool. The pool does not limit it if all
+    layers have windows and the pool holds those of a sequence. If flags ask for more than fits, they are clamped with
+    `clamp_max_total_token_num`; otherwise ConfigError. ModelError if the model leaves no room for a single sequence.
     """
     space_bytes, token_bytes = KVPool.space_bytes(spec, dtype), kv_bytes_per_token(spec, dtype)
     given_bytes = ((config.max_total_token_num or 0) + 1) * token_bytes
@@ -95,7 +96,7 @@ def plan_memory(
     if config.clamp_max_total_token_num:
         tokens = min(tokens, room)
     endless = 0 < limits.window_slots <= tokens and not limits.window_tokens
-    holds = longest if endless else tokens  # so long a sequence
+    holds = longest if endless else tokens  # the longest sequence that the pool allows
     if config.clamp_max_total_token_num:
         longest = min(longest, holds)
     if config.max_total_token_num is not None and tokens > room:
@@ -125,7 +126,7 @@ def plan_memory(
 
 
 def _state_bytes(config: EngineConfig, rows: int, checkpoints: int, place_bytes: int, budget: int) -> int:
-    """Of the running sequences, the spare row and the copies. ConfigError if asked-for copies do not fit `budget`."""
+    """Bytes of the running sequences, the spare row and the copies. ConfigError if copies asked for exceed `budget`."""
     state_bytes = (rows + 1 + checkpoints) * place_bytes if place_bytes else 0
     if state_bytes > budget and config.state_checkpoints:
         raise ConfigError(
@@ -138,7 +139,7 @@ def _state_bytes(config: EngineConfig, rows: int, checkpoints: int, place_bytes:
 
 
 def promised_memory(limits: EngineLimits, space_bytes: tuple[int, int], place_bytes: int) -> MemoryPlan:
-    """What an earlier process found, and its successor offers again, whatever memory is free now."""
+    """The sizes that an earlier process found. Its successor offers them again, whatever memory is free now."""
     checkpoints = limits.states.checkpoints if limits.states is not None else 0
     return MemoryPlan(
         kv_tokens=limits.kv_tokens,

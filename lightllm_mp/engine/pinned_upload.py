@@ -15,22 +15,22 @@ from lightllm_mp.kernels.triton.block_sizes import round_up
 ALIGNED = 4
 """Words: 16 bytes."""
 FIRST_WORDS = 1 << 16
-"""Buffers begin with this length and grow to what a step needs."""
+"""Initial length of a buffer in words. Buffers grow to what a step needs."""
 
 
 class Uploaded(NamedTuple):
     """One upload on the device."""
 
     words: Tensor
-    """int32: everything."""
+    """int32: the whole upload."""
     starts: list[int]
-    """Where each edit begins in `words`."""
+    """Start of each edit in `words`."""
     views: list[Tensor]
     """Views of the parts."""
 
 
 class PinnedUpload:
-    """A ring of pinned buffers. A buffer is filled again only when its copy is done."""
+    """A ring of pinned buffers. A buffer is filled again only after its copy is done."""
 
     def __init__(self, device: torch.device, depth: int = 3) -> None:
         self._device, self._next = device, 0
@@ -38,8 +38,8 @@ class PinnedUpload:
         self._copied: list[torch.cuda.Event | None] = [None] * depth
 
     def send(self, edits: Sequence[np.ndarray], parts: Sequence[np.ndarray] = ()) -> Uploaded:
-        """Uploads integers below 2^31. Kernels find `edits` by offsets, `parts` by views. Each array begins at a
-        multiple of ALIGNED: launches with such addresses are faster."""
+        """Uploads integers below 2^31. Kernels find `edits` by offsets and `parts` by views. Each array begins at a
+        multiple of ALIGNED, because launches with such addresses are faster."""
         lengths = [len(array) for array in (*edits, *parts)]
         starts = [0, *accumulate(round_up(length, ALIGNED) for length in lengths)]
         words, first = self._carry((*edits, *parts), starts), len(edits)
@@ -52,7 +52,7 @@ class PinnedUpload:
         return self._carry(parts, [0, *accumulate(len(part) for part in parts)])
 
     def _carry(self, parts: Sequence[np.ndarray], starts: list[int]) -> Tensor:
-        """The last of `starts` is the total length."""
+        """Uploads the parts at `starts`, whose last entry is the total length."""
         host = self._free_buffer(starts[-1])[: starts[-1]]
         words = host.numpy()
         for part, start in zip(parts, starts, strict=False):

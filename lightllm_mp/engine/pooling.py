@@ -1,4 +1,4 @@
-"""Takes the hidden states that embeddings and scores are made of, step by step."""
+"""Pooling: makes embeddings and scores from hidden states, step by step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightllm_mp.models.spec import ModelSpec
 
 
 def needs_lines(spec: ModelSpec) -> bool:
-    """Whether pooling reads other hidden states than each sequence's last."""
+    """Whether pooling reads more hidden states than the last one of each sequence."""
     return spec.pooling is not None and spec.pooling.take != "last"
 
 
 class Pooler:
-    """Makes the rows of numbers of sequences whose prompts end with a step.
+    """Makes the pooled rows of sequences whose prompts end with a step.
 
-    A mean is kept as a sum for each row of the tables, float32 [rows, hidden], while chunks come. Tokens are added in
-    order of position, so the sum's bits depend neither on the chunks nor on other sequences.
+    For a mean, it keeps a sum for each row of the tables, float32 [rows, hidden], while chunks come. Tokens are added
+    in order of position, so the sum's bits depend neither on the chunks nor on other sequences.
     """
 
     def __init__(self, model: Model, rows: int, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class Pooler:
         self._sums = torch.zeros((rows, hidden), dtype=torch.float32, device=device)
 
     def rows(self, hidden: Tensor, step: Step) -> Tensor | None:
-        """Float32 [pooled, width] from the step's hidden states; None: no prompt ends here."""
+        """Float32 [pooled, width] from the step's hidden states; None if no prompt ends here."""
         means = self._means(hidden, step) if self._take == "mean" else None
         if not len(step.pooled):
             return None

@@ -13,7 +13,7 @@ from lightllm_mp.models.decoder.kv_pool import lazy_zeros
 from lightllm_mp.plan import Ints, PositionRuns, RowSetup
 
 ALIGNED_WORDS = 4
-"""A table begins at a multiple of 16 bytes, as kernels want it."""
+"""Words of alignment: a table begins at a multiple of 16 bytes, as kernels need."""
 
 
 def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
@@ -25,7 +25,7 @@ def ramp(starts: NDArray[np.int64], counts: Ints) -> NDArray[np.int64]:
 
 class RowTables:
     """`tokens` and `slots`, int32 [rows + 1, width]; entry (row, position) has the flat index row * width + position.
-    `window_slots`: the same for layers with windows, where these have slots of their own.
+    `window_slots`: the same for layers with windows, if these have slots of their own.
 
     The last row is spare, for sequences that pad a step.
     """
@@ -40,8 +40,8 @@ class RowTables:
         shifted: bool = False,
         spaces: int = 1,
     ) -> None:
-        """`class_firsts`: the row of the rotary tables for position 0 of every length class. `shifted`: rows may add
-        their `rotary_shift`. `spaces`: of KV slots."""
+        """`class_firsts`: the row in the rotary tables of position 0, for each length class. `shifted`: rows may add
+        their `rotary_shift`. `spaces`: number of KV spaces."""
         self.rows, self.width, self.device = rows, width, device
         self.spare_row = rows
         self.tokens = lazy_zeros((rows + 1, width), torch.int32, device)
@@ -50,7 +50,7 @@ class RowTables:
         self.slot_tables = [table[:words].view(rows + 1, width) for table in self.all_slots]
         self.slots, self.window_slots = self.slot_tables[0], self.slot_tables[1] if spaces > 1 else None
         self._used = np.zeros(rows + 1, np.bool_)
-        """Rows that plans wrote to since `clear`."""
+        """Rows that plans have written to since `clear`."""
         self.rotary_first = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         """Per row: offset from a position to its row in the rotary tables; may be negative."""
         self.classed = shifted or len(class_firsts) > 1
@@ -72,7 +72,7 @@ class RowTables:
         self.host_rotary_first[:] = 0
 
     def start_rows(self, setups: Sequence[RowSetup]) -> tuple[Ints, Ints]:
-        """Records length class and shift of rows that start; returns (rows, their `rotary_first`) for the device.
+        """Records length class and shift of rows that start. Returns (rows, their `rotary_first`) for the device.
 
         ValueError for a class that the model does not have.
         """
@@ -88,7 +88,7 @@ class RowTables:
     def check(self, lines: Ints) -> int:
         """The largest count among `lines`, int32 [n > 0, 3] of (row, position, count).
 
-        ValueError unless all lie inside the tables: a run past a row's end would write into the next row.
+        ValueError unless all are inside the tables: a run past a row's end would write into the next row.
         """
         row, start, count = lines.astype("<u4").max(0).tolist()  # unsigned: negative numbers become too large
         last = int((lines[:, 1] + lines[:, 2]).max())
@@ -113,7 +113,7 @@ class RowTables:
         return at, edit.values
 
     def slot_edits(self, edit: PositionRuns) -> tuple[NDArray[np.int64], Ints]:
-        """The same for slots: indices into `all_slots`. ValueError also for slots of more or of fewer spaces."""
+        """The same for slots: indices into `all_slots`. ValueError also for slots of a wrong number of spaces."""
         spaces, (at, values) = len(self.all_slots), self.edits(edit)
         if len(values) != spaces * len(at):
             raise ValueError(f"a plan has {len(values)} slots for {len(at)} positions in {spaces} spaces")

@@ -1,4 +1,4 @@
-"""What a plan does with recurrent states: which the step starts from, keeps on the way, and copies at its end."""
+"""Moves of recurrent states in a plan: the states that a step starts from, saves on the way, and copies at its end."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lightllm_mp.plan import NO_STATE, Ints
 
 @dataclass(slots=True)
 class StateMoves:
-    """Places of the pool."""
+    """The moves of one step, as places of the pool."""
 
     cleared: list[int] = field(default_factory=list)
-    """Working states of sequences that begin."""
+    """Working states of sequences that start."""
     loaded: dict[int, int] = field(default_factory=dict)
-    """Working states before the step, and the copies that they are made from."""
+    """Copies before the step: working state -> the copy that it is loaded from."""
     saved: list[StateSave] = field(default_factory=list)
-    """Copies that each layer makes in the middle of a sequence's tokens."""
+    """Copies that each layer saves in the middle of a sequence's tokens."""
     kept: dict[int, int] = field(default_factory=dict)
-    """Copies after the step, and the working states that they are made from."""
+    """Copies after the step: copy -> the working state that it is made from."""
 
     @classmethod
     def of(cls, states: Ints, step: Step | None, pool: StatePool | None) -> StateMoves:
-        """From the `states` section of a plan. ValueError for rows and positions that the step does not compute, and
-        places outside the pool."""
+        """The moves in the `states` section of a plan. ValueError for rows and positions that the step does not
+        compute, and for places outside the pool."""
         moves = cls()
         if not len(states):
             return moves

@@ -1,19 +1,20 @@
-"""Sizes the pool of recurrent states: how many sequences run at once, and how many copies are kept. Without torch."""
+"""Sizes the pool of recurrent states: how many sequences run at once, and how many copies are kept. Imports no
+torch."""
 
 from __future__ import annotations
 
 from lightllm_mp.config import EngineConfig
 
 STATE_SHARE = 2
-"""The states of running sequences take at most one part in so many of the memory for KV and states."""
+"""The states of running sequences take at most 1 / STATE_SHARE of the memory for KV and states."""
 CHECKPOINT_SHARE = 3
-"""Copies of states take at most one part in so many of what those leave, where their number is not given."""
+"""Copies of states take at most 1 / CHECKPOINT_SHARE of the remaining memory, if their number is not given."""
 CHECKPOINTS_PER_ROW = 4
 
 
 def state_places(config: EngineConfig, budget: int, place_bytes: int, kv_bytes: int = 0) -> tuple[int, int]:
-    """The number of rows and of copies, if a recurrent state has `place_bytes` bytes (0: the model has none) and KV has
-    to have `kv_bytes`. Where memory is short, there are fewer rows than asked for."""
+    """Number of rows and number of copies, for recurrent states of `place_bytes` bytes (0: the model has none) and at
+    least `kv_bytes` for KV. If memory is short, there are fewer rows than asked for."""
     rows = config.running_max_req_size
     if not place_bytes:
         return rows, 0

@@ -1,4 +1,4 @@
-"""The sequences of one step as host arrays, in the form that forward pass and sampler take."""
+"""The sequences of one step as host arrays, in the form that forward pass and sampler need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Step:
     """[sequences]"""
     starts: Ints
     ends: Ints
-    """[sequences]: lengths after the step, which are the positions of the next tokens."""
+    """[sequences]: lengths after the step, which are also the positions of the next tokens."""
     seq_start: Ints
     """[sequences + 1]: each sequence's first line; the last entry is the number of lines."""
     positions: Ints
@@ -31,19 +31,19 @@ class Step:
     at: Longs
     """[lines]: flat table indices of the new tokens."""
     sampled: Longs
-    """Sequences that are sampled, in plan order."""
+    """Indices of the sampled sequences, in plan order."""
     pooled: Longs
-    """Sequences that get a row of numbers, in plan order."""
+    """Indices of the pooled sequences, in plan order."""
     rotary_first: Ints | None
-    """[rows] of the tables: offset from a position to its row in the rotary tables, known when the plan's rows are set
+    """[rows of the tables]: offset from a position to its row in the rotary tables, known once the plan's rows are set
     up. None: 0 for all."""
     rotary: PositionRuns | None
     """Rows in the rotary tables by component, for some positions. None: components do not differ."""
     max_count: int
-    """The most new tokens of a sequence."""
+    """The most new tokens of one sequence."""
     max_end: int
     ends_only: bool = False
-    """Whether the forward pass returns only the last line of each sequence."""
+    """The forward pass returns only the last line of each sequence."""
     state_saves: tuple[StateSave, ...] = ()
     """Recurrent states that are saved in the middle of the sequences' tokens."""
 
@@ -124,11 +124,13 @@ class Step:
 
     @property
     def joins(self) -> bool:
-        """All sequences have one token, and some stand side by side in a row: those may be computed as one."""
+        """All sequences have one token, and some of them share a row and stand side by side: those may be computed as
+        one."""
         return self.max_count == 1 and bool((self.rows[1:] == self.rows[:-1]).any())
 
     def batch(self, tables: RowTables, at: torch.Tensor, *, join: bool = False) -> Batch:
-        """The step as the forward pass takes it; `at` is this step's `at` on the device. `join`: see `joins`."""
+        """The step in the form that the forward pass takes. `at` is this step's `at` on the device; `join`: see
+        `joins`."""
 
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)

@@ -1,7 +1,7 @@
 """Computes the memory of the worst step on a CPU, beside weights, KV and row tables, so that a start need not run it.
 
-It counts tensors that live at the same time. The sampler runs after the forward pass, but may not fit into the pieces
-of memory that the forward pass gave back, so both count. Imports no torch.
+It counts tensors that live at the same time. The sampler runs after the forward pass, but its tensors may not fit into
+the pieces of memory that the forward pass freed, so both count. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ INPUT = 4
 """Bytes per input of a product: float32, or 16 bits with the scale and the sums of its block."""
 VOCABULARIES = 12
 """Float32 arrays [lines, vocab] that live at once while whole rows are sorted: logits, log-softmax and penalty counts;
-rows with noise, of these the rows that are cut, and twice the rows with too few candidates; sorted rows, their weights,
+rows with noise, the truncated rows among them, and twice the rows with too few candidates; sorted rows, their weights,
 the sums of weights, and the masks."""
 CANDIDATE_BYTES = 48
 """Per candidate of a row: score, id, noise word, noise, weight, and sums of weights."""
 CANDIDATES = 8192
 HISTORY_BYTES = 64
-"""Per position of a context whose tokens penalties count."""
+"""Bytes per position of a context whose tokens penalties count."""
 SCORES = 9
-"""Float32 arrays [heads, new tokens, context] of attention in plain torch, as measured: products, scaled, biased,
-masked, softmax, and copies that the two products make contiguous."""
+"""Measured number of float32 arrays [heads, new tokens, context] of attention in plain torch: products, scaled, biased,
+masked, softmax, and the copies that make both products contiguous."""
 PLAIN = 3
 """Factor of the other operations in plain torch, which computes in float32 and keeps its inputs."""
 SLACK = 1.25
 """Factor for fragmentation in the allocator."""
 FIXED = 8 << 20
-"""Bytes for blocks of noise, and for what libraries keep per thread."""
+"""Bytes for blocks of noise, and for memory that libraries keep per thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class WorstStep:
     lines: int
     """Rows of logits that exist at once."""
     context: int
-    """Longest sequence."""
+    """Length of the longest sequence."""
     value_bytes: int
-    """Bytes per number of the model's type."""
+    """Bytes per number of the model's dtype."""
     fused: bool
     """The C extension computes everything; its attention keeps no scores in memory."""
 
 
 def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
-    """An upper bound, in bytes, of what `worst` takes of one rank's memory; `spec` describes that rank's part."""
+    """An upper bound of the bytes that `worst` needs on one rank; `spec` describes that rank's part of the model."""
     attention = max(*map(_attention_width, spec.kinds), _delta_width(spec)) + _per_layer_width(spec)
     mlp = max(_mlp_bytes(kind, worst.value_bytes) for kind in spec.kinds)
     stream = 4 * spec.hidden  # residual, normalised, the previous branch and the next
@@ -61,7 +61,7 @@ def step_bytes(spec: ModelSpec, worst: WorstStep) -> int:
 
 
 def _attention_width(spec: ModelSpec) -> int:
-    """Numbers of the model's type that attention holds per new token."""
+    """Numbers of the model's dtype that attention holds per new token."""
     if spec.mla is None:
         normalised = 2 * (spec.q_size + spec.kv_size) if spec.head_norm else 0
         gates = 2 * spec.q_size if spec.attention_gate else 0
@@ -78,7 +78,7 @@ def _per_layer_width(spec: ModelSpec) -> int:
 
 
 def _delta_width(spec: ModelSpec) -> int:
-    """Numbers of the model's type that linear attention holds per new token: queries, keys, values and gates, the
+    """Numbers of the model's dtype that linear attention holds per new token: queries, keys, values and gates, the
     outputs, and two float32 numbers per head."""
     if (delta := spec.delta) is None:
         return 0
@@ -98,7 +98,7 @@ def _mlp_bytes(spec: ModelSpec, value: int) -> int:
 
 
 def _plain_attention(spec: ModelSpec, worst: WorstStep) -> int:
-    """Bytes of attention in plain torch, if all new tokens are of one sequence, and of the head."""
+    """Bytes of the head and of attention in plain torch, if all new tokens belong to one sequence."""
     new = min(worst.tokens, worst.context)
     mla = spec.mla
     keys = 2 * (max(kind.kv_size for kind in spec.kinds) if mla is None else mla.kv_lora + mla.rope_dim)

@@ -1,4 +1,4 @@
-"""Carries out steps with plain torch calls: on a CPU, and on a GPU without Triton."""
+"""Runs steps with plain torch calls: on a CPU, and on a GPU without Triton."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TorchSteps:
         self._needs_lines = needs_lines(model.spec)
 
     def capture(self, largest_only: bool = False) -> None:
-        """A CPU has no graphs."""
+        """Does nothing: plain torch has no graphs."""
 
     def clear(self) -> None:
         self._rules.clear()

@@ -1,4 +1,4 @@
-"""Plans of the worst steps: the longest prefill, the largest decode batch, every sampling rule."""
+"""Plans of the worst steps for warm-up: the longest prefill, the largest decode batch, every sampling rule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HARDEST = (
     Sampling(seed=1),
     EVERYTHING,
     Sampling(seed=1, temperature=1.0),
-    # Hot enough that no candidate list reaches the mass, so that whole rows are sorted.
+    # Hot enough that no candidate list reaches the top-p mass, so that whole rows are sorted.
     Sampling(seed=1, temperature=1e4, top_p=0.999),
 )
 
@@ -47,12 +47,12 @@ def warm_up_plans(
     checkpoint: int | None = None,
 ) -> Iterator[bytes]:
     """A prefill step of `step_tokens`, a decode step of all rows, which take the rules of HARDEST in turn, and small
-    steps that other kernels serve: those rules with masks, a single token, a short chunk, and a short chunk beside a
-    decode token.
+    steps for other kernels: the same rules with masks, a single token, a short chunk, and a short chunk beside a decode
+    token.
 
-    All KV goes to `spare_slots`, one in each space. Decode rows are equally long, as long as a pool of `kv_tokens`
-    allows. With `pool` there are only prefill steps, whose sequences get rows of numbers. `sections`: the first step
-    has positions of three components. `checkpoint`: the short chunk saves a recurrent state there.
+    All KV goes to `spare_slots`, one per space. Decode rows are equally long, as long as a pool of `kv_tokens` allows.
+    With `pool` there are only prefill steps, whose sequences get pooled rows. `sections`: the first step has positions
+    of three components. `checkpoint`: the place where the short chunk saves a recurrent state.
     """
     yield _prefill(rows, max_context, step_tokens, spare_slots, pool, sections)
     if pool:
@@ -76,7 +76,7 @@ def _prefill(
     sections: bool = False,
     checkpoint: int | None = None,
 ) -> bytes:
-    """A step's tokens in as few sequences as possible, each the last part of a full context."""
+    """A step's tokens in as few sequences as possible, each of which is the last part of a full context."""
     builder, left = PlanBuilder(0), step_tokens
     for row in range(rows):
         count = min(left, max_context)

@@ -1,4 +1,5 @@
-"""The sampler for CUDA: the results of torch_sampler.py without waiting for the device; uploads only new rules."""
+"""The sampler for CUDA: it gives the results of torch_sampler.py, never waits for the device, and uploads only new
+rules."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ from lightllm_mp.kernels.triton.sampling.truncation import draw_cut
 from lightllm_mp.plan import PENALIZE_PROMPT, Ints, RowSetup
 
 FIRST_TAIL_WORDS = 1 << 14
-"""Initial room for biases, banned and allowed ids; it grows with what the rows need."""
+"""Initial room for biases, banned and allowed ids. It grows with the needs of the rows."""
 FLAGS = (
     (PENALIZED, PENALTY),
     (BIASED, BIAS),
@@ -55,7 +56,7 @@ FLAGS = (
     (CUT, TRUNCATE | MIN_P),
     (HELD, GUIDE),
 )
-"""A bit of a device rule's flags, and the needs that set it."""
+"""Bits of a device rule's flags, and the `needs` bits that set each of them."""
 NO_TAIL = np.empty(0, np.int32)
 
 
@@ -68,7 +69,7 @@ class DeviceRules:
         self.table = torch.zeros((rows, RULE_WORDS), dtype=torch.int32, device=device)
         self.tails = torch.empty(FIRST_TAIL_WORDS, dtype=torch.int32, device=device)
         self.ban_until = np.zeros(rows, np.int64)
-        """Per row: the position from which on it bans nothing."""
+        """Per row: the position from which on the row bans no id."""
         self._tails: dict[int, Ints] = {}
         self._starts = np.zeros(rows, np.int32)
         self._used = 0
@@ -83,12 +84,12 @@ class DeviceRules:
         self._used = 0
 
     def change(self, row: int, setup: RowSetup) -> None:
-        """`row` has new rules; `upload` takes them to the device."""
+        """Gives `row` new rules; `upload` takes them to the device."""
         self._changed[row] = None
         self._tails[row] = self._tail(setup) if self._rules.needs[row] & (BIAS | BAN | ALLOW) else NO_TAIL
 
     def _tail(self, setup: RowSetup) -> Ints:
-        """Of a row with allowed ids, entries of those only: all other ids are masked."""
+        """The tail of a row. With allowed ids, it has entries for these only: all other ids are masked."""
         biased, banned, allowed = (
             (ids >= 0) & (ids < self._rules.vocab) for ids in (setup.bias_ids, setup.masked_ids, setup.allowed_ids)
         )
@@ -105,7 +106,7 @@ class DeviceRules:
         return np.concatenate((entries, values.view(np.int32)))
 
     def upload(self) -> None:
-        """Takes all changes to the device by one copy and one kernel."""
+        """Takes all changes to the device with one copy and one kernel."""
         if not self._changed:
             return
         tails = [self._tails[row] for row in self._changed]
@@ -120,7 +121,7 @@ class DeviceRules:
         self._changed.clear()
 
     def _lay_out_anew(self) -> list[Ints]:
-        """Makes room: writes the tails of all rows again, without those of former sequences."""
+        """Makes room: writes the tails of all rows again, without those of ended sequences."""
         for row, tail in self._tails.items():
             if len(tail):
                 self._changed[row] = None
@@ -165,7 +166,7 @@ class CudaSampler:
         self._lines: tuple[bytes, Tensor] | None = None
 
     def set(self, setups: list[RowSetup]) -> None:
-        """Rows start new sequences. ValueError for a row that does not exist."""
+        """Gives rows the rules of new sequences. ValueError for a row that does not exist."""
         for setup in setups:
             self.rules.set(setup)
             self._device_rules.change(int(setup.rules["row"]), setup)
@@ -183,8 +184,8 @@ class CudaSampler:
         at: tuple[Tensor, Tensor],
         masks: GuideMasks | None = None,
     ) -> Choice:
-        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]); `at` holds
-        both on the device as int32. Without its mask a row is unconstrained."""
+        """Samples the next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]).
+        `at` holds both on the device as int32. A row without a mask in `masks` is unconstrained."""
         needs = self.rules.needs[rows]
         wanted = int(np.bitwise_or.reduce(needs))
         if wanted & BAN and not (positions < self._device_rules.ban_until[rows]).any():
@@ -240,7 +241,7 @@ class CudaSampler:
     def _alternatives(
         self, logits: Tensor, norms: Tensor, lines: Lines, rows: Ints
     ) -> list[tuple[Lines, Alternatives]]:
-        """Orders rows by their number of alternatives, so that rows with the same number are together."""
+        """The alternatives of the sequences `lines`, which are grouped by their number of alternatives."""
         counts = self.rules.records["top_logprobs"][rows[lines]]
         order = counts.argsort(kind="stable")
         lines, counts = lines[order], counts[order]
@@ -254,7 +255,8 @@ class CudaSampler:
         return [(lines[part], (ids[part, : counts[part.start]], values[part, : counts[part.start]])) for part in parts]
 
     def _put(self, lines: Lines) -> Tensor:
-        """int32 on the device; a step often has the lines of the previous step."""
+        """Uploads int32 line numbers. A step often has the same lines as the previous step, so the last upload is
+        kept."""
         known = lines.tobytes()
         if self._lines is None or self._lines[0] != known:
             self._lines = known, self._staging.send_close((lines,))
@@ -262,6 +264,6 @@ class CudaSampler:
 
 
 def _sequences(rows: Tensor, positions: Tensor) -> SampledSequences:
-    """The storages of the tensors and the offsets of the sequences: launches with aligned addresses are faster."""
+    """Storages of the tensors and offsets of the sequences: launches with aligned addresses are faster."""
     first, second = (x.as_strided((1,), (1,), 0) for x in (rows, positions))
     return SampledSequences(first, second, int(rows.storage_offset()), int(positions.storage_offset()))

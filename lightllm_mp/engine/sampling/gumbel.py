@@ -1,4 +1,4 @@
-"""Draws ids: the id with the largest sum of score and Gumbel noise (the Gumbel-max trick).
+"""Draws ids with the Gumbel-max trick: the id with the largest sum of score and Gumbel noise wins.
 
 A draw among candidates and a draw over the whole row give the same bits, because the cut is a function of the row's
 values and the noise is a function of the id. Of equal sums the smallest id wins.
@@ -17,10 +17,10 @@ from lightllm_mp.engine.sampling.truncation import TruncationRules, contains, le
 
 WIDTHS = (512, 8192)
 """Rows with top-k or top-p are cut among this many best ids, then among more, then among the whole row, as long as an
-id outside the candidates may be kept."""
+id outside the candidates may have to be kept."""
 
 NOISE_ELEMENTS = 1 << 17
-"""Noise of whole rows is made in blocks of about this many ids, which fit into a core's cache."""
+"""Noise of whole rows is computed in blocks of about this many ids, which fit into a core's cache."""
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -30,7 +30,7 @@ class GumbelRows:
     """The n rows to draw from."""
 
     scores: Tensor
-    """float32 [n, vocab]: logits over temperature, the largest of each row 0."""
+    """float32 [n, vocab]: logits over temperature, shifted so that each row's largest score is 0."""
     keys: Tensor
     """int32 [n, 2]: see noise.py."""
     limits: TruncationRules

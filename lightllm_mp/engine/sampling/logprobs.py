@@ -1,8 +1,9 @@
 """Reported log probabilities: log-softmax of the model's raw logits, in float32.
 
-They are taken before bias, penalties, temperature and truncation, as other engines do by default. NaN and values below
-FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can carry. Only the
-logprob of a sampled id or of a prompt's token stays NaN: it tells the scheduler that the row's logits are not finite.
+They are computed before bias, penalties, temperature and truncation, as other engines do by default. NaN and values
+below FLOOR (an id outside the vocabulary, a logit of minus infinity) are reported as FLOOR, which JSON can represent.
+Only the logprob of a sampled id or of a prompt token stays NaN: it tells the scheduler that the row's logits are not
+finite.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def known_logprobs_at(table: Tensor, ids: Tensor) -> Tensor:
 
 
 def finite_or_nan(logprobs: Tensor, table: Tensor) -> Tensor:
-    """`logprobs` [n] with FLOOR in place of smaller values; NaN where the row of `table` [n, vocab], a log-softmax, is
-    of logits that are not finite."""
+    """`logprobs` [n] with FLOOR for smaller values, and NaN where the row of `table` [n, vocab], a log-softmax, comes
+    from logits that are not finite."""
     return logprobs.clamp(min=FLOOR).where(table.amax(-1).isfinite(), float("nan"))
 
 
@@ -42,5 +43,5 @@ def alternatives(table: Tensor, count: int) -> Alternatives:
 
 
 def reportable(logprobs: Tensor) -> Tensor:
-    """`logprobs` with FLOOR in place of NaN and smaller values."""
+    """`logprobs` with FLOOR for NaN and smaller values."""
     return torch.fmax(logprobs, torch.full((), FLOOR, device=logprobs.device))

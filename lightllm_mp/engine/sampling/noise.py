@@ -10,9 +10,9 @@ hash-prospector). The keys then go into a second lowbias32 round:
     u  = float32(x) * (1 - 2^-24) * 2^-31 + 2^-32                                     uniform in (0, 1)
     noise = -log(-log1p(-u))                                                          standard Gumbel
 
-The round's last `x ^= x >> 16` is left out: it changes only low bits, which `u` nearly rounds away. `u` near 0 is the
-tail in which unlikely ids win; float32 resolves it down to 2^-32, so ids of probability 1e-9 get their share. The
-integer part is the same on every device; the two logarithms are the device's own.
+The round's last `x ^= x >> 16` is left out: it changes only low bits, which rounding in `u` nearly removes. `u` near 0
+is the tail in which unlikely ids win; float32 resolves it down to 2^-32, so ids of probability 1e-9 get their share.
+The integer part is the same on every device. Each device has its own two logarithms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Keys [n, 2] of n rows: `seeds` are read as 64-bit patterns, `positions` are those of the tokens to sample."""
+    """int32 [n, 2] keys of n rows: `seeds` are read as 64-bit patterns; `positions` are those of the tokens to
+    sample."""
     keys = mix64(mix64(seeds.astype(np.uint64)) + positions.astype(np.uint64) * GAMMA)
     return keys.astype("<u8").view("<i4").reshape(-1, 2)
 
@@ -62,16 +63,16 @@ def noise_words(words: Tensor, keys: Tensor) -> Tensor:
 
 
 def log_exponential(words: Tensor, keys: Tensor) -> Tensor:
-    """The negative of Gumbel noise, float32 [n, ids]: log of exponential noise, to be subtracted from scores."""
+    """The negative of Gumbel noise, float32 [n, ids]: the log of exponential noise, to be subtracted from scores."""
     return torch.rsub(noise_words(words, keys).to(torch.float32), -(2.0**-32), alpha=STEP).log1p_().neg_().log_()
 
 
 def _shift_xor(x: Tensor, bits: int, spare: Tensor) -> Tensor:
-    """x ^= x >> bits with zeros shifted in: an int32 shift copies the sign, so these bits are masked."""
+    """x ^= x >> bits with zeros shifted in: an int32 shift copies the sign, so the top bits are masked."""
     torch.bitwise_right_shift(x, bits, out=spare)
     return x.bitwise_xor_(spare.bitwise_and_(0xFFFFFFFF >> bits))
 
 
 def _signed(word: int) -> int:
-    """The 32-bit pattern `word` as the int32 that torch takes."""
+    """The 32-bit pattern `word` as the int32 that torch needs."""
     return word - (1 << 32) if word >= 1 << 31 else word

@@ -1,4 +1,4 @@
-"""Logprobs of prompt tokens, chunk by chunk as the prompt is computed."""
+"""Logprobs of prompt tokens, computed chunk by chunk with the prompt."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class ChunkLogprobs:
-    """Of one sequence: positions start .. start + n - 1, which predict the tokens at start + 1 .. start + n."""
+    """Logprobs of one sequence: positions start .. start + n - 1 predict the tokens at start + 1 .. start + n."""
 
     sequence: int
-    """Index in the plan."""
+    """Index of the sequence in the plan."""
     logprobs: Tensor
     """float32 [n]; NaN where the logits are not finite."""
     top: Alternatives | None
 
 
 def asks_for_lines(step: Step, rules: RuleTable) -> bool:
-    """Whether a sequence of the step needs logits of more than its last token."""
+    """Whether a sequence of the step needs the logits of more than its last token."""
     return bool((rules.needs[step.rows] & PROMPT).any())
 
 
 def prompt_logprobs(
     logits: Logits, hidden: Tensor, step: Step, tokens: Tensor, rules: RuleTable, block: int
 ) -> Iterator[ChunkLogprobs]:
-    """For each sequence whose row asks for it: the positions of its chunk whose next token is in the prompt.
+    """For each sequence whose row asks for prompt logprobs: the positions of its chunk whose next token is in the
+    prompt.
 
-    `hidden` [lines, hidden] is the step's; `tokens` is the device's token table, which must hold the prompt up to one
+    `hidden` [lines, hidden] is the step's. `tokens` is the device's token table, which must hold the prompt up to one
     position past the chunk. At most `block` rows of logits exist at once.
     """
     for sequence in np.flatnonzero(rules.needs[step.rows] & PROMPT).tolist():

@@ -1,4 +1,4 @@
-"""The sampling rules of every row, on the host: they come with plans, so no step waits for the device."""
+"""The sampling rules of every row, kept on the host: they come with plans, so no step waits for the device."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightllm_mp.engine.sampling.truncation import TruncationRules
 from lightllm_mp.plan import GUIDED, PENALIZE_PROMPT, SETUP_DTYPE, Ints, RowSetup
 
 NOISE, TRUNCATE, MASS, MIN_P, PENALTY, BIAS, BAN, TOP, PROMPT, ALLOW, GUIDE = (1 << bit for bit in range(11))
-"""Bits of a `needs` word: what a row needs beside an argmax (MASS: top-p over the whole row; GUIDE: a mask in
-every step)."""
+"""Bits of a `needs` word: what a row needs besides an argmax (MASS: top-p over the whole row; GUIDE: a mask in every
+step)."""
 ADJUSTS = PENALTY | BIAS | BAN | ALLOW | GUIDE
 
 Lines = NDArray[np.int64]
@@ -23,20 +23,20 @@ Lines = NDArray[np.int64]
 
 
 class RuleTable:
-    """One record per row. A row that is not set up is greedy, without rules."""
+    """One record per row. A row that is not set up is greedy and has no rules."""
 
     def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
         self.vocab, self.device = vocab, device
         self.records = np.zeros(rows, SETUP_DTYPE)
         self.needs = np.zeros(rows, np.uint16)
-        """Per row: bits of what it needs."""
+        """Per row: the bits of its needs."""
         self._bias: dict[int, tuple[Ints, NDArray[np.float32]]] = {}
         self._banned: dict[int, Ints] = {}
         self._allowed: dict[int, Ints] = {}
         self.clear()
 
     def clear(self) -> None:
-        """Makes all rows greedy, without rules."""
+        """Makes all rows greedy and removes their rules."""
         self.records[:] = np.zeros(1, SETUP_DTYPE)
         self.records["prompt_logprobs"] = -1
         self.needs[:] = 0
@@ -45,7 +45,7 @@ class RuleTable:
         self._allowed.clear()
 
     def set(self, setup: RowSetup) -> None:
-        """Row `setup.rules["row"]` starts a new sequence. Ignores ids of its tail outside the vocabulary.
+        """Starts a new sequence in row `setup.rules["row"]`. Ignores ids of its tail that are outside the vocabulary.
 
         ValueError for a row that does not exist.
         """
@@ -82,7 +82,7 @@ class RuleTable:
         )
 
     def column(self, name: str, rows: Ints) -> Tensor:
-        """A float rule of some rows, float32 [n, 1] on the device."""
+        """One float rule of `rows`, float32 [n, 1] on the device."""
         return torch.from_numpy(self.records[name][rows]).to(self.device)[:, None]
 
     def limits(self, rows: Ints) -> TruncationRules:
@@ -117,10 +117,10 @@ class RuleTable:
         return tuple(flat.to(self.device))
 
     def history(self, rows: Ints, positions: Lines, tokens: Tensor) -> History:
-        """What penalties count for sequences in `rows` whose next token is at `positions`.
+        """The tokens that penalties count for sequences in `rows` whose next token is at `positions`.
 
-        `tokens` int32 [rows, context] is the device's token table. Every step counts from it again, so that a resumed
-        sequence counts the same.
+        `tokens` int32 [rows, context] is the device's token table. Every step counts again from the table, so a resumed
+        sequence gets the same counts.
         """
         records = self.records[rows]
         whole = (records["flags"] & PENALIZE_PROMPT) != 0

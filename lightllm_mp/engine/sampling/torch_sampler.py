@@ -1,9 +1,9 @@
-"""Samples the next token of every sequence of a step, each by its own rules.
+"""The sampler: chooses the next token of every sequence of a step, each by its own rules.
 
 Order: bias, penalties, banned and allowed ids, masks, temperature, top-k, top-p, min-p, and then the id with the
-largest sum of score and Gumbel noise, which is a draw from the softmax of what is left (the Gumbel-max trick). Rows
-pay for what they use: a greedy row without rules costs an argmax and the log-softmax for its logprob. A row's id
-depends only on its own logits, rules, seed and position, to the last bit, never on other rows.
+largest sum of score and Gumbel noise, which is a draw from the softmax of the remaining ids (the Gumbel-max trick). A
+row pays only for the rules that it uses: a greedy row without rules costs an argmax and the log-softmax for its
+logprob. A row's id depends only on its own logits, rules, seed and position, to the last bit, never on other rows.
 
 Temperature 0 and top-k 1 are greedy; of equal logits the smallest id wins. A row that offers no choice (a logit is NaN
 or plus infinity, all are minus infinity, or every id is banned) gets id 0, and unless its ids are banned, logprob NaN.
@@ -48,10 +48,10 @@ class Choice:
     ids: Tensor
     """int64 [n]"""
     logprobs: Tensor
-    """float32 [n]: log-softmax of the raw logits (see logprobs.py); NaN: the row's logits are not finite;
-    minus infinity: its mask and its rules leave no id."""
+    """float32 [n]: log-softmax of the raw logits (see logprobs.py). NaN: the row's logits are not finite. Minus
+    infinity: the row's mask and rules leave no id."""
     top: list[tuple[Lines, Alternatives]] = field(default_factory=list)
-    """Alternatives of the sequences that ask for them, with their indices in the block."""
+    """Alternatives of the sequences that ask for them, with the indices of these sequences in the block."""
 
 
 class TorchSampler:
@@ -64,9 +64,9 @@ class TorchSampler:
         self._table = torch.empty((0, rules.vocab), dtype=torch.float32, device=rules.device)
 
     def choose(self, logits: Tensor, rows: Ints, positions: Lines, masks: GuideMasks | None = None) -> Choice:
-        """The next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]).
+        """Samples the next token for float32 `logits` [n, vocab] of sequences in `rows`, at `positions` (both [n]).
 
-        Overwrites `logits`. Without its mask a row is unconstrained.
+        Overwrites `logits`. A row without a mask in `masks` is unconstrained.
         """
         needs = self._needs(rows, positions)
         wanted = int(np.bitwise_or.reduce(needs))
@@ -101,12 +101,12 @@ class TorchSampler:
         return needs
 
     def _dead_ends(self, logits: Tensor, best: Tensor, masks: GuideMasks) -> Tensor:
-        """int64: lines with a mask whose best id is not allowed either."""
+        """int64: the masked sequences for which even the best id is not allowed."""
         lines = self._put(masks.lines)
         return lines[logits[lines, best[lines]] == NEGATIVE_INFINITY]
 
     def _by_draw(self, logits: Tensor, ids: Tensor, needs: np.ndarray, rows: Ints, positions: Lines) -> Tensor:
-        """int64 [n]: `ids`, except for sequences with noise: there draws."""
+        """int64 [n]: `ids`, replaced by draws for sequences with noise."""
         noisy = np.flatnonzero(needs & NOISE)
         if len(noisy) == len(rows):
             return self._draw(logits, needs, rows, positions)
