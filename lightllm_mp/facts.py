@@ -9,8 +9,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 LONGEST_CUT = 1 << 16
-"""Tokens up to which an overlong prompt is accepted and cut, where cutting is allowed; more if `max_input` is
-larger."""
+"""Tokens up to which a prompt is accepted and cut, where cutting is allowed; more if `max_input` is larger."""
 
 
 class PooledFacts(Struct, frozen=True):
@@ -70,8 +69,7 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     pooled: PooledFacts | None = None
     """None: the model generates."""
     window: int = 0
-    """Number of tokens that a token sees, itself included, in every layer, or in the layers of `window_tokens`. 0:
-    all."""
+    """Tokens that a token sees, itself included, in every layer, or in the layers of `window_tokens`. 0: all."""
     window_tokens: int = 0
     """Total number of KV slots of the layers with windows, if other layers have no window: then a token has one slot in
     these layers and one of `kv_tokens` in the others. 0: a token has one slot for all layers."""
@@ -96,8 +94,7 @@ class EngineLimits(Struct, frozen=True, array_like=True):
 
     @property
     def width(self) -> int:
-        """Most ids of one sequence. The last id is never computed, so it needs no slot. A row of numbers counts as one
-        id."""
+        """Most ids of a sequence. The last id is never computed, so it needs no slot. A row of numbers is one id."""
         most = self.max_context + (self.pooled is not None)
         bounded = 0 < self.window_slots <= self.kv_tokens and not self.window_tokens
         return most if bounded else min(most, self.kv_tokens + 1)

@@ -13,8 +13,7 @@ GRAPH_BYTES = 4 << 20
 
 
 def graph_bytes(most: int) -> int:
-    """Device memory of the graphs of steps of up to `most` sequences, beside the memory that the largest needs to
-    run."""
+    """Device memory of the graphs of steps of up to `most` sequences, beside what the largest needs to run."""
     return GRAPH_BYTES * len(ladder(most))
 
 

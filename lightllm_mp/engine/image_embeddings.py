@@ -63,8 +63,7 @@ class ImageEmbeddings:
 
 
 def pin(memory: torch.Tensor, device: torch.device, flags: int) -> None:
-    """Pins `memory` for a CUDA `device`. If CUDA refuses, logs a warning: copies stay correct, but make the host
-    wait."""
+    """Pins `memory` for a CUDA `device`. If CUDA refuses, logs a warning: copies stay correct, but the host waits."""
     with torch.cuda.device(device):
         error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), flags)
     if int(error) != 0:

@@ -66,8 +66,7 @@ class StepRunner(Protocol):
         """
 
     def last(self, hidden: Tensor, step: Step) -> Tensor:
-        """The rows [sampled, hidden] of `hidden` to sample from, in the order of `step.sampled`. May be `hidden`
-        itself."""
+        """The rows [sampled, hidden] of `hidden` to sample from, in the order of `step.sampled`. May be `hidden`."""
 
     def sample(self, logits: Tensor, step: Step, part: slice, masks: GuideMasks | None) -> Choice:
         """Samples the sequences `step.sampled[part]` and writes the ids to the token table, where the next step reads

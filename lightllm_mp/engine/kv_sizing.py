@@ -33,8 +33,7 @@ class MemoryPlan:
     """Copies of recurrent states."""
     state_bytes: int = 0
     window_tokens: int = 0
-    """KV slots of layers with windows, which then use none of the `kv_tokens` slots; 0: all layers share their
-    slots."""
+    """KV slots of layers with windows, which then use none of `kv_tokens`; 0: all layers share their slots."""
 
 
 def kv_bytes_per_token(spec: ModelSpec, dtype: torch.dtype) -> int:

@@ -1,5 +1,4 @@
-"""Sizes the pool of recurrent states: how many sequences run at once, and how many copies are kept. Imports no
-torch."""
+"""Sizes the pool of recurrent states: the number of sequences at once, and of copies kept. Imports no torch."""
 
 from __future__ import annotations
 

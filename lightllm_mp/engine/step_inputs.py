@@ -124,13 +124,11 @@ class Step:
 
     @property
     def joins(self) -> bool:
-        """All sequences have one token, and some of them share a row and stand side by side: those may be computed as
-        one."""
+        """All sequences have one token, and some stand side by side in one row: those may be computed as one."""
         return self.max_count == 1 and bool((self.rows[1:] == self.rows[:-1]).any())
 
     def batch(self, tables: RowTables, at: torch.Tensor, *, join: bool = False) -> Batch:
-        """The step in the form that the forward pass takes. `at` is this step's `at` on the device; `join`: see
-        `joins`."""
+        """The step as the forward pass takes it. `at` is this step's `at` on the device; `join`: see `joins`."""
 
         def put(array: Ints) -> torch.Tensor:
             return torch.from_numpy(array).to(tables.device)

@@ -70,8 +70,7 @@ def window_tokens(
 
 
 def others(budget: int, space_bytes: tuple[int, int], tokens: int) -> int:
-    """Slots of the layers without a window, beside `tokens` slots of those with one; 0 `tokens`: all layers share
-    slots."""
+    """Slots of the layers without a window, beside `tokens` slots of those with one (0: all layers share slots)."""
     whole, near = space_bytes
     return (budget - (tokens + 1) * near) // whole - 1 if tokens else budget // (whole + near) - 1
 

@@ -147,9 +147,8 @@ class KvMemory:
         sequence.nodes = ()
 
     def publish(self, sequence: Sequence) -> tuple[int, int]:
-        """Give the computed positions of a running sequence, which include its prompt, to the trees. Where a tree has
-        the same prefix already, the sequence switches to the tree's slots; returns the start and end of those
-        positions."""
+        """Give the computed positions of a running sequence, its whole prompt, to the trees. Where a tree has the same
+        prefix already, the sequence switches to the tree's slots; returns the start and end of those positions."""
         moved = self._publish(sequence)
         for space, node in zip(self.spaces, sequence.nodes, strict=True):
             space.tree.ends(node)

@@ -59,8 +59,7 @@ def peak(held: NDArray, left: NDArray, bound: int | None = None) -> int:
     """The most tokens held at once, in the worst sample. A sequence holds `held` [n] tokens now, grows by one token a
     step to at most `bound` tokens, ends after `left` [samples, n] steps and then frees all its tokens.
 
-    Sequences are sorted by `left`, descending. Just before sequence i ends, it and all before it have grown by
-    left[i]."""
+    Sequences are sorted by `left`, descending. Just before sequence i ends, all up to it have grown by left[i]."""
     keys = (left.astype(np.int64) << 32) + held  # sorting packed integers is much faster than argsort
     keys.sort(axis=1)
     keys = keys[:, ::-1]

@@ -131,8 +131,7 @@ class PrefixTree:
         self.size = 0
         """Number of nodes, without the roots."""
         self.version = 0
-        """Grows when a prefix or a checkpoint is added. While it is the same, a failed match need not be tried
-        again."""
+        """Grows when a prefix or a checkpoint is added; until then, a failed match need not be tried again."""
         self.lost_checkpoints: list[int] = []
         """Checkpoints of evicted tokens; their owner frees them."""
 

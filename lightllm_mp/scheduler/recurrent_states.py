@@ -44,8 +44,7 @@ class NoStates:
         """Write into a plan which states it loads and saves. `decoding`, `chunks`: as for `write_step`."""
 
     def keep(self, sequence: Sequence, end: int) -> None:
-        """The tree has the first `end` ids of a running sequence: it may take over the sequence's copies up to
-        there."""
+        """The tree has the first `end` ids of a running sequence, and may take its copies up to there."""
 
     def drop(self, sequence: Sequence) -> None:
         """Free the copies that only a running sequence owns."""

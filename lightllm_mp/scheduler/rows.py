@@ -63,8 +63,7 @@ class Rows:
         self.drafts = np.zeros(n, np.bool_)
         """The sequence may get draft tokens."""
         self.drafted = np.zeros(n, np.int64)
-        """Number of draft tokens at the end of the planned positions. The row does not decode until they are
-        answered."""
+        """Number of draft tokens, the last planned positions. Until they are answered, the row does not decode."""
         self.has_stop_ids = np.zeros(n, np.bool_)
         self.stop_ids: list[frozenset[int]] = [frozenset()] * n
         self.draws = np.zeros((SAMPLES, n))

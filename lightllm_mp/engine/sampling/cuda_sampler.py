@@ -1,5 +1,4 @@
-"""The sampler for CUDA: it gives the results of torch_sampler.py, never waits for the device, and uploads only new
-rules."""
+"""The sampler for CUDA: the results of torch_sampler.py, without waiting for the device; uploads only new rules."""
 
 from __future__ import annotations
 
@@ -255,8 +254,8 @@ class CudaSampler:
         return [(lines[part], (ids[part, : counts[part.start]], values[part, : counts[part.start]])) for part in parts]
 
     def _put(self, lines: Lines) -> Tensor:
-        """Uploads int32 line numbers. A step often has the same lines as the previous step, so the last upload is
-        kept."""
+        """Uploads int32 line numbers, unless they are those of the last upload: successive steps often have the
+        same."""
         known = lines.tobytes()
         if self._lines is None or self._lines[0] != known:
             self._lines = known, self._staging.send_close((lines,))

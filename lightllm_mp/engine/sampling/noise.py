@@ -37,8 +37,7 @@ def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def row_keys(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int32]:
-    """int32 [n, 2] keys of n rows: `seeds` are read as 64-bit patterns; `positions` are those of the tokens to
-    sample."""
+    """Keys int32 [n, 2] of n rows: `seeds` are read as 64-bit patterns, `positions` are of the tokens to sample."""
     keys = mix64(mix64(seeds.astype(np.uint64)) + positions.astype(np.uint64) * GAMMA)
     return keys.astype("<u8").view("<i4").reshape(-1, 2)
 

@@ -36,8 +36,7 @@ def asks_for_lines(step: Step, rules: RuleTable) -> bool:
 def prompt_logprobs(
     logits: Logits, hidden: Tensor, step: Step, tokens: Tensor, rules: RuleTable, block: int
 ) -> Iterator[ChunkLogprobs]:
-    """For each sequence whose row asks for prompt logprobs: the positions of its chunk whose next token is in the
-    prompt.
+    """For each sequence that asks for prompt logprobs: the positions of its chunk whose next token is in the prompt.
 
     `hidden` [lines, hidden] is the step's. `tokens` is the device's token table, which must hold the prompt up to one
     position past the chunk. At most `block` rows of logits exist at once.

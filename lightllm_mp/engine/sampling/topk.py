@@ -34,8 +34,7 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _candidates(row: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the `k` largest entries and of all entries equal to the last of them; half the cost of
-    argpartition."""
+    """Indices of the `k` largest entries and of all that equal the last of these; half the cost of argpartition."""
     found = np.flatnonzero(row >= np.partition(row, -k)[-k])
     return (
         found if len(found) >= k else np.argpartition(row, -k)[-k:]

@@ -83,8 +83,7 @@ class Acceptance:
         return np.minimum(rates, SUREST)
 
     def add(self, rows: NDArray[np.int64], drafted: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-        """The first `right` of a row's `drafted` tokens are accepted. The tokens behind the first wrong one tell
-        nothing."""
+        """The first `right` of a row's `drafted` tokens are accepted. Those after the first wrong one tell nothing."""
         self._right[rows] = FORGET * self._right[rows] + right
         tried = np.minimum(right + 1, drafted)
         self._tried[rows] = FORGET * self._tried[rows] + tried
