@@ -1,4 +1,4 @@
-"""Scheduler and mock worker in one process, and a detokenizer's view of what comes out."""
+"""A scheduler and a mock worker in one process, with a detokenizer's view of the scheduler's events."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def request(
     spans: tuple[ImageSpan, ...] = (),
     **rules: object,
 ) -> Tokenized:
-    """`rules`: of Sampling, and of Terms beside it."""
+    """A request. `rules`: fields of Sampling and of Terms."""
     own = {name: rules.pop(name) for name in Terms.__struct_fields__ if name in rules}
     sampling = Sampling(**{"seed": rid, "max_new_tokens": 8, **rules})  # type: ignore[arg-type]
     terms = Terms(sampling, n=n, **own)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def request(
 
 
 class Harness:
-    """`depth` steps are planned before the first of them is answered, as with a GPU."""
+    """Plans `depth` steps before the first of them is answered, as with a GPU."""
 
     def __init__(
         self, scheduler: Scheduler, worker: MockWorker, depth: int = 0, images: MockImages | None = None
@@ -95,7 +95,7 @@ class Harness:
         self.failed: dict[int, ErrorInfo] = {}
         self.scheduled: set[int] = set()
         self.order: list[int] = []
-        """rids in the order of their first token."""
+        """rids in the order of their first tokens."""
 
         # The scheduler's own state, for tests that compare with it or damage it.
         self.rows, self.kv = scheduler._rows, scheduler._kv
@@ -109,7 +109,8 @@ class Harness:
                 self.guide.open(new)
 
     def step(self) -> bool:
-        """Plan and, if as many steps are in flight as may be, answer one. False: there is nothing to do."""
+        """Plan a step. If there is none, or more than `depth` are in flight, answer one. False: nothing is left to
+        do."""
         preempted = self.counters.preemptions
         plan = self.scheduler.plan()
         assert not self.plans or self.counters.preemptions == preempted, "a step in flight may free slots"
@@ -132,7 +133,7 @@ class Harness:
         return done
 
     def run(self, most: int = 5000) -> Harness:
-        """Until everything is answered; then the books must add up."""
+        """Run until everything is answered; then the bookkeeping must add up."""
         for _ in range(most):
             if not self.step():
                 self.scheduler.check_integrity()
@@ -144,7 +145,7 @@ class Harness:
         raise AssertionError(f"not done after {most} steps")
 
     def resume(self) -> None:
-        """What the front does in a new epoch: submit whatever has no end again, with what it has passed on."""
+        """Do what the front does in a new epoch: submit unfinished requests again, with the ids it has passed on."""
         self.plans.clear()
         self.images.reset()
         self.guide.reset()
@@ -210,7 +211,7 @@ class Harness:
             self.top.setdefault(rids[index], []).append((top_ids, top_logprobs))
 
     def answer_of(self, rid: int) -> list[int]:
-        """What `rid` should produce from its first id on, emitted ids included."""
+        """The ids that `rid` should produce from its first id on, emitted ids included."""
         asked = self.requests[rid]
         sampling = asked.terms.sampling
         rules = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
@@ -228,7 +229,7 @@ class Harness:
         )
 
     def check_answers(self, *rids: int) -> None:
-        """These sequences (all, if none are named) are complete and exactly what an undisturbed run gives."""
+        """Check that these sequences (by default all) are complete and equal the answers of an undisturbed run."""
         for rid in rids or sorted(self.requests):
             emitted = np.frombuffer(self.requests[rid].ids, "<i4")[self.requests[rid].prompt_tokens :].tolist()
             assert [*emitted, *self.ids[rid]] == self.answer_of(rid), f"sequence {rid}"

@@ -1,4 +1,4 @@
-"""Drafts that are right as often as a test wants."""
+"""Draft tokens that are right with a given probability."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.scheduler.harness import VOCAB, Harness
 
 
 def draft_answers(h: Harness, random: np.random.Generator, right: float) -> None:
-    """Each draft token is the one that the answer has there with probability `right`, else any."""
+    """Make each draft token the answer's token at its position with probability `right`, else any token."""
     drafts: Drafts = h.scheduler._drafts
     answers: dict[int, list[int]] = {}
 

@@ -1,4 +1,4 @@
-"""A guide actor without grammars: what may follow depends on all ids before, so that a lost or doubled one shows."""
+"""A guide actor without grammars: the allowed ids depend on all ids before, so a lost or doubled id shows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class MockGuide:
     def __init__(self, vocab_size: int) -> None:
         self._vocab = vocab_size
         self.dead_end = -1
-        """After so many ids nothing is allowed; -1: never."""
+        """Number of ids after which no id is allowed; -1: no dead end."""
         self.jumps = False
-        """Some ids are followed by a run of forced ones, of which `tell` hears."""
+        """Some ids are followed by a run of forced ids, which `tell` gets."""
         self.tell: Callable[[Forced], None] = lambda message: None
         self.reset()
 
@@ -51,11 +51,11 @@ class MockGuide:
                 del self._ids[rid]
 
     def close(self, rid: int) -> None:
-        """As the actor does: whoever is not there is gone already."""
+        """Close a guide. Like the actor, ignore a rid that is already gone."""
         self._ids.pop(rid, None)
 
     def masks(self, count: int) -> bytes:
-        """The masks of the oldest step that needs `count` of them; every id that it follows has been heard."""
+        """The masks of the oldest step that needs `count` of them. Every id before that step has been heard."""
         if not count:
             return b""
         wanted = self._wanted.popleft()
@@ -74,7 +74,7 @@ class MockGuide:
             self.tell(Forced(rid, len(ids), np.array(run, "<i4").tobytes()))
 
     def forced(self, ids: Sequence[int]) -> list[int]:
-        """The rest of the run of forced ids that the last id is in."""
+        """The rest of the run of forced ids that the last id belongs to."""
         run: list[int] = []
         for end in range(len(ids) + 1) if self.jumps else ():
             total = sum(ids[:end])

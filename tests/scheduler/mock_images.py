@@ -1,4 +1,4 @@
-"""A visual actor without a model: its embeddings of a slot are the slot's pseudo id, and it knows who holds what."""
+"""A visual actor without a model: a slot's embedding is the slot's pseudo id, and the mock tracks the leases."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightllm_mp.vision.placeholders import pseudo_ids
 
 ROW_BYTES = 4
 GONE = -7
-"""What a block holds when nobody has a lease on it."""
+"""Content of a block without a lease."""
 Part = list[int] | tuple[str, int]
-"""Of a prompt: ids of text, or an image's name and its slots."""
+"""Part of a prompt: ids of text, or an image's name and its number of slots."""
 
 
 def image_prompt(vocab: int, *parts: Part) -> tuple[list[int], tuple[ImageSpan, ...]]:
@@ -28,7 +28,7 @@ def image_prompt(vocab: int, *parts: Part) -> tuple[list[int], tuple[ImageSpan, 
 
 
 class MockImages:
-    """Blocks lie far out, so that offsets need both words of a plan. One that nobody holds is overwritten at once."""
+    """Blocks have large offsets, so that these need both words of a plan. A block without a lease is overwritten."""
 
     base = 5 << 32
 
@@ -36,7 +36,7 @@ class MockImages:
         self._vocab = vocab
         self._memory = np.full(0, GONE, np.int64)
         self._blocks: dict[bytes, tuple[int, int]] = {}
-        """By key: first row, rows."""
+        """Key -> (first row, number of rows)."""
         self.leases: dict[int, tuple[bytes, ...]] = {}
         self.released: list[int] = []
 
@@ -55,7 +55,7 @@ class MockImages:
         return ImageBlock(key, self.base + ROW_BYTES * self._blocks[key][0], rows, 1)
 
     def release(self, rid: int) -> None:
-        """A KeyError says that a lease came back twice, or was never given."""
+        """Give a lease back. KeyError when it comes back twice, or was never given."""
         gone = set(self.leases.pop(rid)) - {key for keys in self.leases.values() for key in keys}
         self.released.append(rid)
         for key in gone:
@@ -63,7 +63,7 @@ class MockImages:
             self._memory[first : first + rows] = GONE
 
     def reset(self) -> None:
-        """Leases are forgotten, embeddings stay."""
+        """Forget the leases. The embeddings stay."""
         self.leases.clear()
 
     def rows(self, offset: int, first: int, count: int) -> np.ndarray:

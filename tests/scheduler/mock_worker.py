@@ -1,10 +1,11 @@
-"""A worker without a model: it executes plans as a real one does, and notices every wrong slot.
+"""A worker without a model: it executes plans like a real worker and notices every wrong slot.
 
 Its "KV" of a token is the token itself plus a digest of the whole prefix up to it, stored in the token's slot. The next
-id is a function of the digest of all that went before, read back through the slots, so a slot that was freed too
-early, shared with the wrong prefix, written twice or looked up at the wrong position changes the answer; with `checks`
-every slot that a step reads is compared with what it must hold. `expected` says what an undisturbed run answers.
-The KV of one length class is not that of another, as in a model whose frequencies follow from the prompt's length.
+id is a function of the digest of all ids before it, read back through the slots. So a slot that was freed too early,
+shared with the wrong prefix, written twice or looked up at the wrong position changes the answer. With `checks`, every
+slot that a step reads is compared with what it must hold. `expected` gives the answer of an undisturbed run.
+The KV of one length class differs from that of another, as in a model whose frequencies follow from the prompt's
+length.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class WrongSlot(AssertionError):
 
 
 class MockSpace:
-    """The KV of some layers: a slot table, and for each slot the digest of the prefix up to and with its token. Tokens
-    see `window` tokens."""
+    """The KV of some layers: a slot table, and for each slot the digest of the prefix up to and including its token. A
+    token sees `window` tokens."""
 
     def __init__(self, rows: int, width: int, slots: int, window: int) -> None:
         self.window = window
@@ -39,8 +40,8 @@ class MockSpace:
 
 
 class MockWorker:
-    """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs next to nothing. With
-    `window_tokens` layers with windows have so many slots of their own, and others see everything."""
+    """Tables for `rows` rows of `width` ids and `kv_tokens` slots. Without `checks` a step costs almost nothing. With
+    `window_tokens`, layers with windows have that many slots of their own, and the other layers see all tokens."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class MockWorker:
         if window_tokens:
             self._spaces.append(MockSpace(rows, width, window_tokens, window))
         self._numbers = numbers
-        """Of a row that answers a prompt; all are its score."""
+        """Length of a pooled row; all its numbers are the prompt's score."""
         self._vocab, self._checks = vocab_size, checks
         self._images = images
         self._tokens = np.full((rows, width), -1, np.int32)
@@ -67,7 +68,7 @@ class MockWorker:
         self._seeds = np.zeros(rows, U64)
         self._classes = np.zeros(rows, U64)
         self._plain = np.ones(rows, np.bool_)
-        """Rows without banned ids and alternatives."""
+        """Rows without banned ids and without alternatives."""
         self._guided = np.zeros(rows, np.bool_)
         self._step = -1
 
@@ -81,7 +82,7 @@ class MockWorker:
         return int(guided[work.seqs[(work.seqs[:, 3] & SAMPLE) != 0, 0]].sum())
 
     def step(self, plan: bytes, masks: bytes = b"") -> StepDone:
-        """Execute a packed plan, with the masks that it needs."""
+        """Execute a packed plan with the masks that it needs."""
         work = unpack(plan)
         if self._checks:
             self._check_plan(work)
@@ -109,8 +110,8 @@ class MockWorker:
                 space.slots[row] = -1
 
     def _compute(self, work: Plan) -> np.ndarray:
-        """Write every computed token's slots; uint64 [n] digests at the sequences' last positions, which are right if
-        they are in all layers."""
+        """Write the slots of all computed tokens. Returns uint64 [n] digests at the sequences' last positions, which
+        are right only if they are right in all layers."""
         first, *others = [self._compute_in(space, work) for space in self._spaces]
         return first + sum((_scramble(other - first) for other in others), start=np.zeros(len(first), U64))
 
@@ -118,7 +119,7 @@ class MockWorker:
         seqs = work.seqs
         digests = np.zeros(len(seqs), U64)
         single, numbers = seqs[:, 2] == 1, line_numbers(seqs)
-        for number in range(int(numbers.max(initial=0)) + 1):  # a line follows those of its row before it
+        for number in range(int(numbers.max(initial=0)) + 1):  # an entry comes after the entries of its row before it
             lines = np.flatnonzero(single & (numbers == number))
             rows, starts = seqs[lines, 0], seqs[lines, 1]
             slots = space.slots[rows, starts]
@@ -187,7 +188,7 @@ class MockWorker:
         return int(setup.rules[name])
 
     def _check_images(self, work: Plan) -> None:
-        """Every image slot that is computed, and nothing else, is named with the embeddings that belong to its id."""
+        """Check that every image slot that is computed, and nothing else, is named with the embeddings of its id."""
         ids = [self._tokens[row, start : start + count] for row, start, count, _ in work.seqs.tolist()]
         wanted = sum(int(np.count_nonzero(some >= self._vocab)) for some in ids)
         assert work.images[:, 2].sum() == wanted, "each image slot is named once"
@@ -217,7 +218,7 @@ class MockWorker:
             assert ((slots >= 0) & (slots < len(space.digest))).all()
 
     def _check_history(self, space: MockSpace, row: int, first: int, length: int) -> None:
-        """All slots from `first` to `length` hold this row's ids at their positions after this row's prefix."""
+        """Check that the slots from `first` to `length` hold this row's ids at their positions after its prefix."""
         tokens, slots, positions = self._tokens[row, :length], space.slots[row, :length], np.arange(length)
         if tokens.min() < 0 or slots.min() < 0:
             raise WrongSlot(f"step {self._step} row {row}: an id or slot below {length} was never written")
@@ -235,14 +236,14 @@ class HybridMockWorker(MockWorker):
         super().__init__(rows=rows, **others)
         self._state = np.zeros(rows + 1 + checkpoints, U64)
         self._tokens_seen = np.full(rows + 1 + checkpoints, -1)
-        """By place; -1: nothing that may be used."""
+        """By place; -1: the place has no usable state."""
 
     def _set_up(self, setup: RowSetup) -> None:
         super()._set_up(setup)
         self._tokens_seen[setup.rules["row"]] = -1
 
     def _compute(self, work: Plan) -> np.ndarray:
-        """Load states, go on from them, save states; a digest is that of the keys only if the state is right."""
+        """Load states, continue them, save states. A digest equals that of the keys only if the state is right."""
         digests = super()._compute(work)
         starts = {row: start for row, start, _, _ in work.seqs.tolist()}
         targets = [place for row, position, place in work.states.tolist() if position > starts[row]]
@@ -269,7 +270,7 @@ class HybridMockWorker(MockWorker):
 
 
 def line_numbers(seqs: np.ndarray) -> np.ndarray:
-    """Of each sequence of a plan: how many of its row stand before it."""
+    """For each sequence of a plan: the number of entries of its row before it."""
     first = np.append(True, seqs[1:, 0] != seqs[:-1, 0])[: len(seqs)]
     return np.arange(len(seqs)) - np.maximum.accumulate(np.where(first, np.arange(len(seqs)), 0))
 
@@ -284,8 +285,8 @@ def expected(
     rope_class: int = 0,
     allowed: Callable[[Sequence[int]], set[int]] | None = None,
 ) -> list[int]:
-    """The ids that a sequence produces if nothing ever goes wrong; `longest`: most ids it can have.
-    `allowed`: the ids that may follow those that are produced."""
+    """The ids that a sequence produces in an undisturbed run. `longest`: most ids it can have. `allowed`: the ids that
+    may follow the produced ids."""
     stop_ids = np.frombuffer(sampling.stop_ids, "<i4").tolist()
     ends = {*stop_ids, *(() if sampling.ignore_eos and allowed is None else eos_ids)}
     seeded = seed_part(sampling.seed, sampling.temperature)
@@ -309,7 +310,7 @@ def expected(
 
 
 def expected_score(prompt: Sequence[int], rope_class: int = 0) -> float:
-    """The score of a prompt that is computed as it should be."""
+    """The score of a prompt in an undisturbed run."""
     return float(score(_digest(prompt, rope_class))[0])
 
 
@@ -328,7 +329,7 @@ def score(digests: np.ndarray) -> np.ndarray:
 
 
 def part(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """uint64: what one token adds to the digest of a prefix."""
+    """uint64: the contribution of one token to the digest of a prefix."""
     return _scramble((ids.astype(U64) + U64(1)) * U64(0x9E3779B97F4A7C15) + positions.astype(U64))
 
 
@@ -337,7 +338,7 @@ def next_ids(digests: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def seed_part(seed: int, temperature: float) -> np.uint64:
-    """Greedy sequences do not depend on the seed."""
+    """The seed's contribution; greedy sequences do not depend on the seed."""
     return U64(0) if temperature == 0 else _scramble(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], U64))[0]
 
 
@@ -356,7 +357,7 @@ def allowed_ids(masks: bytes, count: int) -> list[list[int]]:
 
 
 def allow(token: int, allowed: set[int], vocab_size: int) -> int | None:
-    """The next id that is allowed; None: there is none."""
+    """The next allowed id; None: no id is allowed."""
     return next((at for step in range(vocab_size) if (at := (token + step) % vocab_size) in allowed), None)
 
 
@@ -371,7 +372,7 @@ def best(token: int, count: int, vocab_size: int) -> tuple[bytes, bytes]:
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
-    """Well mixed, and 0 for 0."""
+    """Mix the bits of the values. 0 stays 0."""
     values = (values ^ (values >> U64(30))) * U64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> U64(27))) * U64(0x94D049BB133111EB)
     return values ^ (values >> U64(31))

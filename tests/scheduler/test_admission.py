@@ -1,4 +1,4 @@
-"""Whom admission lets in beside those that run."""
+"""Which sequences admission lets in beside the running ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fixed(rid: int, length: int, new: int, seed: int | None = None) -> Tokenized
 
 
 def test_without_a_past_the_peak_of_the_limits_has_to_fit() -> None:
-    """100 slots, 96 of them for admission. Two of 20 + 29 computed tokens hold 98 at their end, of 20 + 27 hold 94."""
+    """100 slots, 96 for admission. Two of 20 + 29 computed tokens hold 98 at their end; two of 20 + 27 hold 94."""
     h = harness(kv_tokens=100, step_tokens=64)
     h.add(fixed(1, 20, 30), fixed(2, 20, 30))
     assert running_after(h) == 1
@@ -32,7 +32,7 @@ def test_without_a_past_the_peak_of_the_limits_has_to_fit() -> None:
 
 
 def test_one_that_ends_early_makes_room_for_one_that_ends_late() -> None:
-    """Together they would hold 40 + 4 + 60 = 104 tokens; but the first is gone before the second has grown."""
+    """Together they would hold 40 + 4 + 60 = 104 tokens, but the first ends before the second has grown."""
     h = harness(kv_tokens=100, step_tokens=64)
     h.add(fixed(1, 40, 5), fixed(2, 20, 41))
     assert running_after(h) == 2
@@ -51,7 +51,7 @@ def test_a_shared_prefix_is_charged_once() -> None:
 
 
 def test_a_prefix_whose_owner_is_gone_still_takes_room() -> None:
-    """60 shared + 40 of the second + 119 of the third do not fit 192."""
+    """60 shared + 40 of the second + 119 of the third do not fit into 192."""
     h = harness(kv_tokens=200, step_tokens=64)
     h.add(fixed(1, 60, 2, seed=1))
     h.run()

@@ -1,4 +1,4 @@
-"""How a step is shared between prompts."""
+"""How prompts share a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preemption, aborts, matched stop strings, resumed sequences and resets: nothing of it changes anybody's answer."""
+"""Preemption, aborts, matched stop strings, resumed sequences and resets change no answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ both_depths = pytest.mark.parametrize("depth", [0, 1])
 
 
 def expect_short_answers(h: Harness) -> None:
-    """Give the scheduler a past of one-token answers, so that it lets in more than fits."""
+    """Give the scheduler a history of one-token answers, so that it admits more than fits."""
     for seed in range(30):
         h.scheduler.add(request(900_000 + seed, prompt(2, seed), max_new_tokens=1, ignore_eos=True))
     while h.step():
@@ -52,7 +52,7 @@ def let_everybody_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @both_depths
 def test_prompt_logprobs_survive_preemption(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two answers grow until the prompt beside them, half computed, has to go."""
+    """Two answers grow until the half-computed prompt beside them is preempted."""
     let_everybody_in(monkeypatch)
     h = harness(depth, kv_tokens=100, step_tokens=8)
     h.add(*[request(rid, prompt(20, rid), max_new_tokens=50, ignore_eos=True) for rid in (1, 2)])
@@ -68,7 +68,7 @@ def test_prompt_logprobs_survive_preemption(depth: int, monkeypatch: pytest.Monk
 
 
 def test_prompts_that_block_each_other_are_sorted_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two prompts half computed, no slot left and nobody decoding."""
+    """Two prompts are half computed, no slot is left and no sequence decodes."""
     let_everybody_in(monkeypatch)
     h = harness(kv_tokens=64, step_tokens=16)
     h.add(request(1, prompt(58, 1), ignore_eos=True, max_new_tokens=3))
@@ -79,7 +79,7 @@ def test_prompts_that_block_each_other_are_sorted_out(monkeypatch: pytest.Monkey
 
 
 def test_admission_by_the_limit_never_preempts() -> None:
-    """Without a past every sequence is taken to reach its limit."""
+    """Without a history, every sequence is expected to reach its limit."""
     h = harness(kv_tokens=120)
     h.add(*[request(rid, prompt(8, rid), max_new_tokens=30, ignore_eos=True) for rid in range(1, 20)])
     h.run().check_answers()
@@ -102,7 +102,7 @@ def test_admission_by_what_was_seen_runs_more_at_once() -> None:
 @both_depths
 @pytest.mark.parametrize("after", range(9))
 def test_abort_at_every_stage(depth: int, after: int) -> None:
-    """Waiting, between chunks of a prompt, decoding, with steps in flight, finished."""
+    """Stages: waiting, between chunks of a prompt, decoding, with steps in flight, finished."""
     h = harness(depth, rows=3, step_tokens=16)
     h.add(*[request(rid, prompt(30, rid % 2), max_new_tokens=12) for rid in range(1, 6)])
     for _ in range(after):
@@ -227,7 +227,7 @@ def test_a_kept_cache_serves_the_next_epoch() -> None:
 
 
 def test_ids_of_steps_that_were_never_answered_are_not_in_the_tree() -> None:
-    """A dead worker's last steps may not have been computed."""
+    """The last steps of a dead worker may not have been computed."""
     h = harness(2, step_tokens=64)
     h.add(request(1, prompt(40), max_new_tokens=30, ignore_eos=True))
     assert h.scheduler.plan() is not None

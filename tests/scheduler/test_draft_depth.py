@@ -1,4 +1,4 @@
-"""As much is drafted as makes most tokens a second."""
+"""The draft length is the one with most tokens per second."""
 
 from __future__ import annotations
 

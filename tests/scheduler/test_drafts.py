@@ -1,4 +1,4 @@
-"""Draft tokens change the number of steps, and nothing else."""
+"""Draft tokens change only the number of steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def drafting(depth: int = 0, right: float = 1.0, **changes: object) -> Harness:
 
 
 def checked(h: Harness) -> Harness:
-    """Runs to the end; the books are checked at each step."""
+    """Run to the end and check the bookkeeping at each step."""
     while h.step():
         h.scheduler.check_integrity()
     h.run().check_answers()
@@ -60,7 +60,7 @@ def test_an_answer_ends_at_its_limit(most: int) -> None:
 
 @both_depths
 def test_nothing_counts_behind_the_id_that_ends_an_answer(depth: int) -> None:
-    """End-of-sequence and stop ids in the middle of a draft."""
+    """End-of-sequence and stop ids are in the middle of a draft."""
     h = drafting(depth, draft_tokens=12)
     stops = [column([id]) for id in range(3, 13)]
     h.add(*[request(i + 1, prompt(9, i), max_new_tokens=80, stop_ids=stop) for i, stop in enumerate(stops)])
@@ -126,7 +126,7 @@ def test_a_new_epoch_goes_on_in_the_middle_of_a_draft(depth: int, keep_cache: bo
     h.add(*[request(rid, prompt(20, rid), max_new_tokens=60, ignore_eos=True, temperature=1.0) for rid in (1, 2, 3)])
     for _ in range(after):
         h.step()
-    h.scheduler.plan()  # whose answer never comes
+    h.scheduler.plan()  # the answer to this plan never comes
     h.scheduler.reset(keep_cache)
     h.scheduler.check_integrity()
     if not keep_cache:

@@ -1,4 +1,4 @@
-"""Constrained sequences: the guide hears every id once, in order, and is asked for the masks that are sampled."""
+"""Constrained sequences: the guide gets every id once, in order, and is asked for the masks of sampled sequences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_many_answers_to_a_prompt_each_have_their_own_masks(depth: int) -> None:
 def test_preempted_sequences_go_on_where_they_were(depth: int) -> None:
     h = harness(depth, kv_tokens=60)
     h.add(*[request(rid, prompt(4, rid), guide=GUIDE, max_new_tokens=4, min_new_tokens=4) for rid in range(1, 20)])
-    h.run()  # admission expects short answers now
+    h.run()  # from now on admission expects short answers
     h.add(*[request(rid, prompt(8, rid), guide=GUIDE, max_new_tokens=40, min_new_tokens=40) for rid in range(20, 26)])
     h.run().check_answers()
     assert h.scheduler.gauges()["preemptions"]
@@ -86,7 +86,7 @@ def test_an_end_of_sequence_id_ends_a_constrained_answer_that_ignores_it() -> No
 
 @both_depths
 def test_forced_ids_are_computed_together(depth: int) -> None:
-    """The answers are those of one id a step, with fewer steps."""
+    """The answers equal those with one id per step, in fewer steps."""
     steps = []
     for tells in (False, True):
         h = harness(depth, run_ahead=depth)

@@ -1,4 +1,4 @@
-"""The map of KV memory and the stages of sequences are what the scheduler's tables say, at any size."""
+"""The map of KV memory and the stages of sequences match the scheduler's tables, at any size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def told(h: Harness, *rids: int, lacking: set[int] | None = None, compiling: set
 
 
 def test_the_map_is_what_the_tables_say() -> None:
-    """At every step of a crowd that shares prefixes, is preempted and evicts; a cell is one slot."""
+    """Checks every step of many sequences that share prefixes, are preempted and evict. A cell is one slot."""
     h = harness(kv_tokens=160, rows=6)
     h.add(*(request(rid, prompt(20, rid % 3) + prompt(rid % 7, rid), max_new_tokens=30) for rid in range(24)))
     steps = 0
@@ -105,7 +105,7 @@ def test_the_map_has_a_bounded_number_of_cells(slots: int) -> None:
 
 
 def test_a_million_slots_and_a_thousand_sequences_are_cheap() -> None:
-    """All slots in use by sequences that share one prefix, half of them not shown."""
+    """All slots are in use by sequences that share one prefix; half of the sequences are not shown."""
     rows, length = 1000, 1000
     bounds = EngineLimits(
         kv_tokens=1_001_000, rows=rows, max_context=2000, max_input=1900, step_tokens=8192, vocab_size=1000

@@ -1,4 +1,4 @@
-"""The integrity check finds each kind of wrong book."""
+"""The integrity check finds each kind of wrong bookkeeping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits that are not finite fail their own sequence with a typed error; everything else goes on untouched."""
+"""Logits that are not finite fail only their own sequence, with a typed error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ both_depths = pytest.mark.parametrize("depth", [0, 1])
 
 
 def broken(h: Harness, *rids: int, after: int = 0) -> Harness:
-    """The worker's numbers for these sequences are NaN once they have produced `after` tokens."""
+    """Let the worker answer NaN for these sequences once they have produced `after` tokens."""
     compute = h.worker.step
 
     def step(plan: bytes, masks: bytes = b"") -> StepDone:
@@ -51,7 +51,7 @@ def test_only_the_broken_sequences_fail(depth: int, after: int) -> None:
 @both_depths
 @pytest.mark.parametrize("window", [0, 8])
 def test_the_prefix_tree_gets_nothing_of_a_broken_sequence(depth: int, window: int) -> None:
-    """With windows it has got some already, which is forgotten."""
+    """With windows the tree already has some of its positions; these are forgotten."""
     h = broken(harness(depth, window=window), 1)
     h.add(request(1, prompt(60)))
     h.run()
@@ -62,7 +62,7 @@ def test_the_prefix_tree_gets_nothing_of_a_broken_sequence(depth: int, window: i
 
 @both_depths
 def test_answers_of_one_prompt_go_on_beside_a_broken_one(depth: int) -> None:
-    """The front ends them; until then they are sequences as all others."""
+    """The front ends them. Until then they are ordinary sequences."""
     h = broken(harness(depth), 1)
     h.add(request(1, prompt(40), n=3))
     h.run().check_answers(2, 3)
@@ -82,7 +82,7 @@ def test_a_score_that_is_no_number_fails(depth: int) -> None:
 @both_depths
 @pytest.mark.parametrize("at", [0, 15, 38])
 def test_a_prompt_whose_logits_are_not_finite_fails_where_its_logprobs_are_asked_for(depth: int, at: int) -> None:
-    """Also if the logits behind its last token are."""
+    """It also fails if only the logits after its last token are not finite."""
     h = harness(depth, step_tokens=16)
     compute = h.worker.step
 

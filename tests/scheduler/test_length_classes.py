@@ -1,4 +1,4 @@
-"""Prompts of another length class share no prefix, and a sequence keeps its prompt's class to its end."""
+"""Prompts of different length classes share no prefix, and a sequence keeps its prompt's class to its end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_prefix_is_reused_within_a_class_only(depth: int) -> None:
 
 
 def test_an_answer_that_outgrows_its_class_is_no_prefix_of_the_next() -> None:
-    """The dialogue goes on with the whole text so far: what is cached belongs to the shorter prompt's class."""
+    """The dialogue goes on with the whole text so far, but the cached part belongs to the shorter prompt's class."""
     h = classed()
     h.add(request(1, LONG[:7], max_new_tokens=20, ignore_eos=True))
     h.run()

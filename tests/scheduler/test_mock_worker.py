@@ -1,4 +1,4 @@
-"""The mock worker answers as `expected` says, and a wrong slot does not escape it."""
+"""The mock worker gives the answers of `expected`, and notices every wrong slot."""
 
 from __future__ import annotations
 

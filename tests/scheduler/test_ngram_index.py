@@ -1,4 +1,4 @@
-"""Prompt look-up finds what was said before, however the ids come."""
+"""Prompt look-up finds earlier occurrences, whether ids come one by one or many at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_loop_goes_on_as_a_loop() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_however_the_ids_come_a_match_is_one(seed: int) -> None:
-    """And with few kinds of n-grams none is missed but for the bound on candidates."""
+    """With few kinds of n-grams, it also misses no match except because of the bound on candidates."""
     random = np.random.default_rng(seed)
     text, index, length = random.integers(0, 12, 800).astype(np.int32), NgramIndex(), 0
     while length < len(text):

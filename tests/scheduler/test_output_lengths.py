@@ -1,4 +1,4 @@
-"""The peak formula against a simulation, and predictions against the distribution they come from."""
+"""Tests the peak formula against a simulation, and predictions against the distribution they are drawn from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightllm_mp.scheduler.output_lengths import SAMPLES, WINDOW, OutputLengths,
 
 
 def simulate(held: list[int], left: list[int]) -> int:
-    """Most tokens held at any time, one step after another; a sequence gives all back after its last token."""
+    """Most tokens held at any time, step by step. A sequence frees all its tokens after its last one."""
     highest, now = 0, 0
     while any(left_i >= now for left_i in left):
         highest = max(highest, sum(h + now for h, left_i in zip(held, left, strict=True) if left_i >= now))

@@ -1,4 +1,4 @@
-"""The prefix tree against a plain dictionary of prefixes, and the order in which it forgets."""
+"""Tests the prefix tree against a plain dictionary of prefixes, and its order of eviction."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_slots_with_which_no_prefix_ends_go_first() -> None:
     tree = PrefixTree(tail=3)
     first, _ = tree.insert(run(50, 10), run(0, 10))
     tree.ends(first)
-    tree.insert(run(100, 8), run(10, 8))  # newer, but passed by only
+    tree.insert(run(100, 8), run(10, 8))  # newer, but no prefix has ended with it
     assert sorted(tree.evict(14).tolist()) == [*range(6), *range(10, 18)]
     assert len(tree.match(run(50, 10))[0]) == 10
     assert len(tree.match(run(50, 9))[0]) == 9, "one slot more, for the same prompt again"
@@ -216,7 +216,7 @@ def test_what_is_forgotten_is_evicted_later() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(OPERATIONS, st.lists(st.integers(0, 2), max_size=7)), max_size=40))
 def test_like_a_dictionary_of_prefixes(operations: list[tuple[str, list[int]]]) -> None:
-    """Whatever happens, a known prefix has the slots it was given, and every slot is known or given back, once."""
+    """After any operations, a known prefix has the slots it was given, and every slot is known or returned, once."""
     tree, known = PrefixTree(), dict[tuple[int, ...], int]()
     locked: list[tuple[object, tuple[int, ...]]] = []
     slot = 0
@@ -248,7 +248,7 @@ def test_like_a_dictionary_of_prefixes(operations: list[tuple[str, list[int]]]) 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_eviction_order_is_that_of_a_full_scan(seed: int) -> None:
-    """The lazy queue finds the same leaf as looking at all of them."""
+    """The lazy queue finds the same leaf as a scan of all leaves."""
     tree, random = PrefixTree(), np.random.default_rng(seed)
     slot = 0
     for _ in range(200):

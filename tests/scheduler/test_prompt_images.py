@@ -1,4 +1,4 @@
-"""Prompts with images: what plans name, what prefixes share, and how long embeddings are held."""
+"""Prompts with images: what plans name, which prefixes are shared, and how long embeddings are held."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def picture(rid: int, *parts: Part, **rules: object) -> Tokenized:
 
 
 def named(h: Harness) -> list[list[int]]:
-    """(row, position, count, first) of the images of the plans not yet answered."""
+    """(row, position, count, first) of the images of plans that are not answered yet."""
     return [[*line[:3], line[5]] for plan in h.plans for line in unpack(plan).images.tolist()]
 
 
@@ -75,7 +75,7 @@ def test_another_image_shares_the_text_before_it_alone() -> None:
 
 @pytest.mark.parametrize("same", [1, 3])
 def test_images_whose_first_ids_are_equal_are_not_mixed_up(same: int) -> None:
-    """By chance or by design: neither the match nor what is put into the tree may mix them."""
+    """Ids may be equal by chance or by design. Neither matching nor inserting into the tree may mix the images."""
     ids, spans = image_prompt(VOCAB, prompt(4), CAT, prompt(6))
     like = list(ids)
     like[4 + same : 13] = image_prompt(VOCAB, ("cow", 9))[0][same:]
@@ -84,7 +84,7 @@ def test_images_whose_first_ids_are_equal_are_not_mixed_up(same: int) -> None:
     h.run()
     twin = request(2, like, spans=(ImageSpan(4, ImageInfo(b"cow", 0, 0, 9)),))
     told = h.images.embed(twin)
-    h.images._memory[-9:] = like[4:13]  # what the twin shows
+    h.images._memory[-9:] = like[4:13]  # the embeddings of the twin's image
     h.requests[2] = twin
     h.scheduler.add(twin, told)
     h.run().check_answers()
@@ -95,7 +95,7 @@ def test_images_whose_first_ids_are_equal_are_not_mixed_up(same: int) -> None:
 
 
 def test_the_guard_against_equal_ids_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the test above would see the other image's KV."""
+    """Without the guard, the test above sees the other image's KV."""
     monkeypatch.setattr(kv_memory, "sure_match", lambda matched, spans, whole: matched)
     with pytest.raises(AssertionError):
         test_images_whose_first_ids_are_equal_are_not_mixed_up(1)
@@ -104,7 +104,7 @@ def test_the_guard_against_equal_ids_is_needed(monkeypatch: pytest.MonkeyPatch) 
 @both_depths
 @pytest.mark.parametrize("after", range(9))
 def test_abort_at_every_stage_gives_the_lease_back_once_nobody_reads(depth: int, after: int) -> None:
-    """The mock worker carries out a plan as late as it may; a block that is free by then holds nothing."""
+    """The mock worker executes a plan as late as possible; a block that is free by then has no embeddings."""
     h = harness(depth, rows=3, step_tokens=6)
     h.add(*[picture(rid, prompt(5, rid), CAT, DOG, prompt(4, rid), max_new_tokens=4) for rid in range(1, 6)])
     for _ in range(after):
@@ -183,7 +183,7 @@ def test_a_lease_that_nobody_holds_is_noticed() -> None:
 
 
 def test_ids_of_images_stay_inside() -> None:
-    """The detokenizer gets ids of the vocabulary only."""
+    """The detokenizer gets only ids of the vocabulary."""
     h = harness()
     h.add(picture(1, prompt(3), CAT, prompt(2, 1), DOG, prompt(4, 2), prompt_logprobs=2))
     h.add(picture(2, prompt(3), CAT, prompt_logprobs=0), picture(3, CAT, DOG, prompt_logprobs=0))

@@ -1,4 +1,4 @@
-"""Hybrid models: a sequence goes on where a copy of its recurrent state is. The mock worker notices a wrong state."""
+"""Hybrid models: a sequence goes on from a copy of its recurrent state. The mock worker notices a wrong state."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_of_two_equal_prompts_the_second_catches_up(depth: int) -> None:
 
 def test_a_sequence_catches_up_with_a_checkpoint_of_known_tokens() -> None:
     h = hybrid(checkpoints=1, step_tokens=16)
-    for number, seed in ((1, 0), (2, 5)):  # the second takes the first one's place, not its tokens
+    for number, seed in ((1, 0), (2, 5)):  # the second takes the first one's place, but not its tokens
         h.add(request(number, prompt(100, seed), max_new_tokens=1))
         h.run()
     h.add(request(3, prompt(100)), request(4, [*prompt(100), 9, 9]))
@@ -128,7 +128,7 @@ def test_a_sequence_catches_up_with_a_checkpoint_of_known_tokens() -> None:
 
 
 def test_a_copy_that_a_sequence_has_left_behind_is_gone() -> None:
-    """It catches up while the step that saves its copy is in flight, and the step is never carried out."""
+    """The sequence catches up while the step that saves its copy is in flight, and that step is never executed."""
     h = hybrid(1, grain=1, kv_tokens=2000, max_context=400, max_input=390, step_tokens=64)
     h.add(request(1, prompt(300)))
     while h.scheduler.gauges()["prefill_tokens"] < 280:
@@ -181,7 +181,7 @@ def test_the_copy_unused_for_longest_makes_room() -> None:
 
 
 def test_a_copy_that_is_about_to_be_loaded_stays() -> None:
-    """Its sequence is seated, but the steps have no token for it until a shorter prompt is computed, and saved."""
+    """Its sequence has a row, but steps have no token for it until a shorter prompt is computed and saved."""
     h = hybrid(checkpoints=1, step_tokens=4)
     h.add(request(1, prompt(20), max_new_tokens=1))
     h.run()

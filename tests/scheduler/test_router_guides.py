@@ -1,5 +1,5 @@
 """The router between tokenizer, guide and worker: a constrained request runs when its guide is ready, and leaves
-nothing with the guide actor, whenever its client leaves or somebody dies."""
+nothing in the guide actor, whenever its client leaves or a process dies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REFUSED = ErrorInfo.of(InvalidGuide("wrong"))
 
 
 class GuidedWorld(World):
-    """With a guide actor, whose answers wait in its lane."""
+    """A world with a guide actor, whose answers wait in its lane."""
 
     def __init__(self) -> None:
         self.guide = MockGuide(VOCAB)
@@ -152,5 +152,5 @@ def test_an_abort_after_the_guide_was_opened() -> None:
     assert world.guide.open_rids == {1, 2}
     world.say(FRONT, Abort(1))
     assert not world.guide.open_rids
-    world.run()  # GuideReady comes for nobody
+    world.run()  # GuideReady comes for a request that is gone
     assert not world.ids

@@ -1,4 +1,4 @@
-"""The router between tokenizer, visual actor and worker: halves in any order, and every lease given back once."""
+"""The router between tokenizer, visual actor and worker: halves come in any order, and every lease comes back once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FAILED = ErrorInfo(400, "broken", "invalid_request_error", "invalid_image")
 
 
 class World:
-    """A router, what it says, and everybody it says it to. Lanes to it keep their own order and nothing else."""
+    """A router, its messages, and the actors around it. A lane to the router keeps its own order only."""
 
     def __init__(self) -> None:
         settings = RouterSettings(workers=("worker0",), share_prompt_cache=False, traced=False)
@@ -62,7 +62,7 @@ class World:
         self.begin()
 
     def begin(self, *restarted: str) -> None:
-        """A new epoch: lanes are empty, requests forgotten everywhere."""
+        """Begin a new epoch: lanes are empty, and all actors have forgotten their requests."""
         self.plans: deque[bytes] = deque()
         for lane in self.lanes.values():
             lane.clear()
@@ -95,12 +95,12 @@ class World:
         self.say(peer, self.lanes[peer].popleft())
 
     def work(self) -> None:
-        """One step is answered."""
+        """Answer one step."""
         if self.plans:
             self.say(worker(0), self.worker.step(self.plans.popleft()))
 
     def run(self) -> None:
-        """Until nothing is left to say; then nothing may be held."""
+        """Run until no message is left; then no lease may be held."""
         while any(self.lanes.values()) or self.plans:
             for name, lane in self.lanes.items():
                 if lane:
@@ -113,7 +113,7 @@ class World:
         assert not scheduler.has_work
         scheduler.check_integrity()
 
-    # --- what the other actors do
+    # --- the other actors
 
     def ask(self, asked: Tokenized) -> None:
         self.requests[asked.rid] = asked
@@ -125,7 +125,7 @@ class World:
             self.lanes[VISUAL].append(self.images.embed(asked))
 
     def give_up(self, rid: int) -> None:
-        """Abort follows the request on every lane to the router, as the front has it."""
+        """Abort follows the request on every lane to the router, as the front sends it."""
         for lane in self.lanes.values():
             lane.append(Abort(rid))
 
@@ -174,7 +174,7 @@ LANES = (FRONT, TOKENIZER, VISUAL)
 
 @pytest.mark.parametrize("seed", range(40))
 def test_abort_between_any_two_messages(seed: int) -> None:
-    """Lanes are read in a random order, so that the Abort of each meets the request in every state."""
+    """Lanes are read in a random order, so that an Abort meets its request in every state."""
     world, random = World(), np.random.default_rng(seed)
     for rid in (1, 2, 3):
         world.ask(picture(rid, "cat", "dog"))
@@ -191,7 +191,7 @@ def test_abort_between_any_two_messages(seed: int) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_an_image_that_fails(late: bool) -> None:
-    """The visual actor gives the router no embeddings; the front has Abort follow the prompt."""
+    """The visual actor gives the router no embeddings; the front sends Abort after the prompt."""
     world = World()
     asked = picture(1, "cat")
     messages = [(TOKENIZER, asked), (VISUAL, ImageFailed(1, FAILED)), (FRONT, Abort(1)), (TOKENIZER, Abort(1))]
@@ -202,7 +202,7 @@ def test_an_image_that_fails(late: bool) -> None:
 
 
 def test_a_prompt_that_the_tokenizer_refuses() -> None:
-    """Only its embeddings come."""
+    """Only the embeddings arrive."""
     world = World()
     world.see(picture(1, "cat"))
     world.deliver(VISUAL)
@@ -237,8 +237,8 @@ def test_a_new_epoch_forgets_halves() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_many_requests_with_aborts_failures_and_deaths(seed: int) -> None:
-    """A lease that comes back twice is a KeyError of the mock, one that is lost is found by `run`, one that comes back
-    too early shows a worker other embeddings."""
+    """A lease that comes back twice is a KeyError of the mock. `run` finds a lost lease. A lease that comes back too
+    early shows a worker other embeddings."""
     world, random = World(), np.random.default_rng(1000 + seed)
     given_up: set[int] = set()
     for rid in range(1, 60):
@@ -264,7 +264,7 @@ def test_many_requests_with_aborts_failures_and_deaths(seed: int) -> None:
 
 
 def revive(world: World, dead: str, given_up: set[int]) -> None:
-    """A process died: what has no end is asked again, from the start."""
+    """A process died: ask every unfinished request again, from the start."""
     world.begin(dead)
     for rid, asked in world.requests.items():
         if rid not in world.ended | given_up:

@@ -1,4 +1,4 @@
-"""What sequences produce, at depth 0 and 1, with everything that can happen to a sequence in peace time."""
+"""The output of sequences at depths 0 and 1, in every case without a disruption."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_shared_prefix_is_computed_once(depth: int) -> None:
 @both_depths
 @pytest.mark.parametrize("step_tokens", [32, 30, 40])
 def test_of_a_burst_with_one_beginning_the_first_computes_it(depth: int, step_tokens: int) -> None:
-    """Those that were admitted, or even begun, while it was computed use it as soon as it is there."""
+    """Requests that were admitted, or even started, while the first computed it use it as soon as it is there."""
     h = harness(depth, kv_tokens=2000, step_tokens=step_tokens)
     h.add(*[request(rid, [*prompt(100), *prompt(5, rid)]) for rid in range(1, 8)])
     computed = 0
@@ -216,7 +216,7 @@ def test_least_tokens(depth: int) -> None:
 
 
 def test_overshoot_after_an_end_is_dropped() -> None:
-    """At depth 1 the step after an end-of-sequence id is already planned."""
+    """At depth 1 the step after an end-of-sequence id is planned already."""
     h = harness(1)
     h.add(request(1, prompt(9), max_new_tokens=50, stop_ids=column(range(3, VOCAB))))
     h.add(request(2, prompt(9, 2), max_new_tokens=5, ignore_eos=True))
@@ -237,7 +237,7 @@ def test_no_step_is_planned_past_the_last_token() -> None:
 
 @both_depths
 def test_alternatives_stay_with_their_sequence(depth: int) -> None:
-    """Also when an earlier one in the step has ended, and its alternatives are dropped with its overshoot."""
+    """Also when an earlier sequence of the step has ended, and its alternatives are dropped with its overshoot."""
     h = harness(depth)
     h.add(request(1, prompt(6), max_new_tokens=10, top_logprobs=1, ignore_eos=True))
     h.add(request(2, prompt(5), max_new_tokens=3, top_logprobs=2, stop_ids=column(range(3, VOCAB))))

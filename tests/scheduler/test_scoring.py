@@ -1,4 +1,4 @@
-"""Reward models: a prompt is computed, its last position scored, and nothing produced."""
+"""Reward models: the prompt is computed, its last position is scored, and no token is produced."""
 
 from __future__ import annotations
 

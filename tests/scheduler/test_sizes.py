@@ -1,4 +1,4 @@
-"""No legal request makes a plan or a message that does not fit its lane; tenants neither learn nor take from others."""
+"""Every legal request's plans and messages fit their lanes; tenants neither learn from others nor take from them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def request(rid: int, ids: np.ndarray, *, tenant: bytes = b"", n: int = 1, prior
 
 
 def step(scheduler: Scheduler) -> tuple[int, list]:
-    """One step, answered with random tokens. The plan's size, and the events."""
+    """One step, answered with random tokens. Returns the plan's size and the events."""
     plan = scheduler.plan()
     if plan is None:
         return 0, scheduler.take_events()
@@ -49,7 +49,7 @@ def step(scheduler: Scheduler) -> tuple[int, list]:
 
 
 def run(scheduler: Scheduler, most: int = 5000) -> int:
-    """To the end; the largest plan."""
+    """Run to the end. Returns the size of the largest plan."""
     largest = 0
     for _ in range(most):
         if not scheduler.has_work:

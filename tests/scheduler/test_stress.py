@@ -1,4 +1,4 @@
-"""Hundreds of random workloads on tiny memories: every answer is exact and every slot is found again."""
+"""Hundreds of random workloads on tiny memories: every answer is exact, and no slot is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.scheduler.mock_images import Part, image_prompt
 
 
 def random_request(random: np.random.Generator, rid: int, room: int) -> Tokenized:
-    """Prompts share beginnings; answers end in every way there is."""
+    """Prompts share beginnings; answers end in every possible way."""
     shared = prompt(int(random.integers(1, max(2, room // 2))), int(random.integers(3)))
     own = prompt(int(random.integers(0, room // 3 + 1)), rid) if random.random() < 0.7 else []
     ids, spans = (shared + own)[: room - 1], ()
@@ -45,7 +45,7 @@ def random_request(random: np.random.Generator, rid: int, room: int) -> Tokenize
 
 
 def with_pictures(random: np.random.Generator, ids: list[int], room: int) -> tuple[list[int], tuple[ImageSpan, ...]]:
-    """Up to three of a few pictures, large and small, somewhere between the ids."""
+    """Insert up to three of a few images, large and small, anywhere between the ids."""
     cuts = sorted(random.integers(0, len(ids) + 1, int(random.integers(1, 4))).tolist())
     parts: list[Part] = [ids[: cuts[0]]]
     for start, end in zip(cuts, [*cuts[1:], len(ids)], strict=True):
@@ -78,7 +78,7 @@ def random_states(random: np.random.Generator) -> StateFacts:
 
 
 def disturb(h: Harness, random: np.random.Generator, ended: set[int]) -> None:
-    """Now and then somebody gives up, a stop string matches, or a process dies."""
+    """Sometimes a client aborts, a stop string matches, or a process dies."""
     living = [rid for rid in h.requests if rid not in h.finish and rid not in ended]
     what = random.random()
     if living and what < 0.03:
@@ -107,7 +107,7 @@ SEEDS = [range(20), pytest.param(range(20, 90), marks=pytest.mark.slow)]
 @pytest.mark.parametrize("reckless", [False, True])
 @pytest.mark.parametrize("seeds", SEEDS, ids=["few", "many"])
 def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`reckless`: admission lets everybody in, so that memory runs out all the time."""
+    """`reckless`: admission admits every sequence, so memory runs out all the time."""
     if reckless:
         monkeypatch.setattr(Admission, "admits", lambda *_: True)
     preemptions = sum(workload(seed).scheduler.gauges()["preemptions"] for seed in seeds)
@@ -117,7 +117,7 @@ def test_random_workloads(seeds: range, reckless: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("reckless", [False, True])
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_random_workloads_of_windows(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layer has a window; sequences give up what is behind it. The books are checked at each step."""
+    """Every layer has a window; sequences give up what is behind it. The bookkeeping is checked at each step."""
     if reckless:
         monkeypatch.setattr(Admission, "admits", lambda *_: True)
     hits = 0.0
@@ -130,7 +130,7 @@ def test_random_workloads_of_windows(seeds: range, reckless: bool, monkeypatch: 
 @pytest.mark.parametrize("reckless", [False, True])
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_random_workloads_with_drafts(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speculative decoding changes no answer; slots of refused tokens are found again at each step."""
+    """Speculative decoding changes no answer. The slots of refused tokens are checked at each step."""
     if reckless:
         monkeypatch.setattr(Admission, "admits", lambda *_: True)
     accepted = preemptions = 0.0
@@ -153,7 +153,7 @@ def test_random_workloads_with_drafts(seeds: range, reckless: bool, monkeypatch:
 @pytest.mark.parametrize("reckless", [False, True])
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(range(8, 60), marks=pytest.mark.slow)], ids=["few", "many"])
 def test_random_workloads_of_two_spaces(seeds: range, reckless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some layers have a window, and slots of their own: a few more than one sequence may need, or a lot."""
+    """Some layers have a window and slots of their own: a few more than one sequence may need, or many."""
     if reckless:
         monkeypatch.setattr(Admission, "admits", lambda *_: True)
     hits = preemptions = 0.0

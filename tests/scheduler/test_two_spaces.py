@@ -1,4 +1,4 @@
-"""Models with windows in some layers: these have KV slots of their own, which come back as the window moves on."""
+"""Models with windows in some layers: these layers have their own KV slots, which are freed as the window moves on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def near(h: Harness) -> KvSpace:
 
 
 def most_used(h: Harness) -> list[int]:
-    """Runs to the end; the most slots that were ever held in each space."""
+    """Run to the end. Returns the most slots that were held in each space."""
     most = [0, 0]
     while h.step():
         h.scheduler.check_integrity()
@@ -61,7 +61,7 @@ def test_a_sequence_holds_a_window_and_all_else(depth: int, reuse: bool) -> None
 
 @both_depths
 def test_few_slots_of_windows_serve_many_sequences(depth: int) -> None:
-    """Four of 190 tokens need 760 slots, but of windows at most 80 each; half of them are held while all decode."""
+    """Four of 190 tokens need 760 slots, but at most 80 each of the windows' slots; half are held while all decode."""
     h = two(depth, kv_tokens=900, window_tokens=340, step_tokens=16)
     h.add(*[request(rid, prompt(100, rid), max_new_tokens=90, ignore_eos=True) for rid in range(1, 5)])
     running = 0.0
@@ -108,7 +108,7 @@ def test_a_beginning_is_shared_while_both_spaces_have_it() -> None:
 
 
 def use_up(h: Harness, rid: int, tokens: int) -> None:
-    """Something else takes slots, and leaves nothing in the trees."""
+    """Another sequence takes slots, and leaves nothing in the trees."""
     h.add(request(rid, prompt(tokens, rid), max_new_tokens=1, reuse_prompt=False))
     h.run()
 
@@ -125,14 +125,14 @@ def test_an_answer_goes_on_when_the_windows_of_its_beginning_are_gone() -> None:
 
 
 def test_a_hit_ends_where_its_last_window_is_there() -> None:
-    """The end of the answer is in the tree of the other layers alone, so it counts no longer."""
+    """Only the tree of the other layers has the end of the answer, so that end does not count."""
     h = two(window_tokens=400, kv_tokens=900)
     h.add(request(1, prompt(90), max_new_tokens=30, ignore_eos=True))
     h.run()
     ids = np.array([*prompt(90), *h.ids[1]], np.int32)
     h.add(request(2, [*ids[:80].tolist(), 7], max_new_tokens=1))
     h.run()
-    near(h).pool.give_back(near(h).tree.evict(near(h).tree.tokens - 40))  # the newest end is that of the second prompt
+    near(h).pool.give_back(near(h).tree.evict(near(h).tree.tokens - 40))  # keeps the second prompt's end, the newest
     h.scheduler.check_integrity()
     assert len(spaces(h)[0].tree.match(ids)[0]) == 119
     h.add(request(3, [*ids.tolist(), 7], max_new_tokens=40))
@@ -170,7 +170,7 @@ def test_a_long_prompt_does_not_cost_other_prompts_their_windows() -> None:
 
 
 def test_the_beginning_that_prompts_share_stays() -> None:
-    """The second one that has it shows where it ends."""
+    """The second prompt with this beginning shows where the beginning ends."""
     h = two(kv_tokens=4000, window_tokens=300, max_context=600, max_input=500, step_tokens=16)
     for rid in range(1, 6):
         h.add(request(rid, prompt(100) + prompt(300, rid), max_new_tokens=2))
@@ -192,7 +192,7 @@ def test_a_hit_ends_where_the_other_layers_have_slots() -> None:
 
 
 def test_what_is_computed_again_fills_what_the_tree_lacks() -> None:
-    """A prompt whose windows are gone is computed as a whole, holds nothing twice, and is known again."""
+    """A prompt whose windows are gone is computed whole, holds no slot twice, and is known again."""
     h = two(window_tokens=120, kv_tokens=300)
     h.add(request(1, prompt(100), max_new_tokens=4, ignore_eos=True))
     h.run()
@@ -218,8 +218,8 @@ def test_the_answers_of_a_request_share_its_prompt(depth: int) -> None:
 @pytest.mark.parametrize("known", [2, 6])
 @pytest.mark.parametrize("whole", [False, True])
 def test_an_image_of_which_a_tree_has_a_part(whole: bool, known: int) -> None:
-    """Two of its slots may be those of another image, so the trees take nothing behind them: the sequence lets go of
-    its windows all the same. Six cannot be, so the tree takes the others."""
+    """Two slots may belong to another image, so the trees take nothing behind them, but the sequence still gives up its
+    windows. Six slots cannot, so the tree takes the others."""
     h = two(kv_tokens=600, window_tokens=150, whole_images=whole, step_tokens=24, max_input=190)
     ids, spans = image_prompt(VOCAB, prompt(20), ("cat", 9), prompt(80, 1))
     part, cut = image_prompt(VOCAB, prompt(20), ("cat", known))
@@ -355,7 +355,7 @@ def test_damage_is_found(damage: Callable[[Harness], None]) -> None:
 
 
 def test_the_mock_worker_notices_a_wrong_slot_of_a_window() -> None:
-    """Without its checks the answer changes."""
+    """Without the mock's checks the answer changes."""
     answers = []
     for wrong in (False, True):
         h = two(kv_tokens=400)

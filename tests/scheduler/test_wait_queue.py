@@ -1,4 +1,4 @@
-"""Who is served first: tenants evenly, then priority, deadlines and arrival."""
+"""Service order: tenants evenly, then priority, deadline and arrival."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_what_is_past_its_deadline_is_never_begun() -> None:
     assert h.counters.admitted == 2  # 1, and the leader of 2 and 3
     late = h.scheduler.plan
     h.scheduler.plan = lambda now=0.0: late(now=6.0)  # type: ignore[method-assign]
-    h.run().check_answers()  # 3 is late, but its request has begun; so had 4
+    h.run().check_answers()  # 3 is late, but its request has begun; so has 4
     assert set(h.finish) == {1, 2, 3, 4, 5}
 
 
@@ -47,7 +47,7 @@ def test_expired_requests_wait_for_their_abort_and_hold_nobody_up() -> None:
 
 
 def served(h: Harness, steps: int) -> Counter[int]:
-    """Tokens of each thousand of rids after so many steps."""
+    """Tokens after `steps` steps, for each thousand of rids."""
     for _ in range(steps):
         h.step()
     got = Counter[int]()
@@ -83,7 +83,7 @@ def test_who_comes_late_has_no_claim_on_the_past() -> None:
     a = shares.enter(b"a", 1)
     shares.computes(a, 1000)
     b = shares.enter(b"b", 1)
-    assert shares.least([b, a]) == a  # both at 1000 now; the first by number
+    assert shares.least([b, a]) == a  # both are at 1000, so the lower number is first
     shares.computes(a, 1)
     assert shares.least([a, b]) == b
     shares.leave(b)
@@ -94,7 +94,7 @@ def test_who_comes_late_has_no_claim_on_the_past() -> None:
     shares.produces(np.array([a, a, b]))
     shares.leave(a)
     shares.leave(b)
-    assert shares.enter(b"c", 1) == 0  # all was quiet: a new account
+    assert shares.enter(b"c", 1) == 0  # the engine was idle: accounts start anew
     assert shares.least([0]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Images whose tokens see each other: a step computes one whole, and a prefix hit never ends inside one."""
+"""Images whose tokens see each other: one step computes an image whole, and a prefix hit never ends inside an image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def picture(rid: int, *parts: Part, **rules: object) -> Tokenized:
 
 
 def run_whole(h: Harness) -> Harness:
-    """Runs to the end; every plan names whole images."""
+    """Run to the end. Every plan has to name whole images."""
     while h.step():
         for plan in h.plans:
             for image in unpack(plan).images.tolist():
@@ -40,7 +40,7 @@ def test_no_step_cuts_an_image(depth: int, step_tokens: int) -> None:
 
 @pytest.mark.parametrize("kv_tokens", [48, 60])
 def test_nor_when_slots_run_out(kv_tokens: int) -> None:
-    """Sequences are preempted, resumed, and wait for as many slots as an image has."""
+    """Sequences are preempted, resume, and wait for as many slots as an image has."""
     h = harness(1, rows=3, step_tokens=12, kv_tokens=kv_tokens, max_context=44, whole_images=True)
     for rid in range(1, 7):
         h.add(picture(rid, prompt(rid, rid), (f"cat{rid % 3}", 9), prompt(2), DOG, max_new_tokens=20))
@@ -51,7 +51,7 @@ def test_a_hit_ends_before_an_image_or_behind_it() -> None:
     h = harness(whole_images=True)
     h.add(picture(1, prompt(4), CAT))
     h.run()
-    h.add(picture(2, prompt(4), CAT))  # all but the last id are known, and that is in the image
+    h.add(picture(2, prompt(4), CAT))  # all ids except the last are known, and the last is in the image
     run_whole(h).check_answers()
     assert h.opened[2].cached_tokens == 4
     h.add(picture(3, prompt(4), CAT, prompt(1, 7)))

@@ -1,4 +1,4 @@
-"""Encoders: a prompt is computed whole, in one step, and nothing of it is cached."""
+"""Encoders: one step computes a prompt whole, and nothing of it is cached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ask(h: Harness, lengths: dict[int, int]) -> None:
 
 
 def steps(h: Harness) -> list[list[tuple[int, int]]]:
-    """(start, count) of each sequence of each step, until nothing is left."""
+    """(start, count) of each sequence of each step, until no work is left."""
     found = []
     while (plan := h.scheduler.plan()) is not None:
         found.append([tuple(seq[1:3]) for seq in unpack(plan).seqs.tolist()])
@@ -42,7 +42,7 @@ def test_no_prompt_is_cut(depth: int) -> None:
 
 
 def test_a_step_takes_whole_prompts_in_order() -> None:
-    """Short ones do not overtake a long one that does not fit: it would wait for as long as they come."""
+    """Short prompts do not overtake a long one that does not fit. Otherwise it would wait as long as they arrive."""
     h = encoder()
     ask(h, {1: 60, 2: 90, 3: 10, 4: 10, 5: 5})
     assert [sorted(count for _, count in seqs) for seqs in steps(h)] == [[60], [10, 90], [5, 10]]

@@ -1,4 +1,4 @@
-"""Models whose layers all have windows: what a sequence holds, and what others find of it."""
+"""Models whose layers all have windows: the slots that a sequence holds, and the prefixes that others find."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRAIN = 2
 
 
 def steps(h: Harness) -> int:
-    """Runs to the end; the most slots that were ever held."""
+    """Run to the end. Returns the most slots that were held."""
     most = 0
     while h.step():
         h.scheduler.check_integrity()
@@ -72,7 +72,7 @@ def test_an_answer_goes_on_when_its_beginning_is_gone() -> None:
     h = harness(window=WINDOW, kv_tokens=130)
     h.add(request(1, prompt(90), max_new_tokens=30, ignore_eos=True))
     h.run()
-    h.add(request(2, prompt(60, 2), reuse_prompt=False))  # takes slots; the longest unused are the first prompt's first
+    h.add(request(2, prompt(60, 2), reuse_prompt=False))  # takes the oldest slots, which the first prompt starts with
     h.run()
     h.add(request(3, [*prompt(90), *h.ids[1], 7], max_new_tokens=4))
     h.run().check_answers()
