@@ -109,8 +109,7 @@ class Harness:
                 self.guide.open(new)
 
     def step(self) -> bool:
-        """Plan a step. If there is none, or more than `depth` are in flight, answer one. False: nothing is left to
-        do."""
+        """Plan a step. If there is none, or more than `depth` are in flight, answer one. False: there is no work."""
         preempted = self.counters.preemptions
         plan = self.scheduler.plan()
         assert not self.plans or self.counters.preemptions == preempted, "a step in flight may free slots"

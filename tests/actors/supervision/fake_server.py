@@ -1,4 +1,4 @@
-"""A server for tests of the state machine: its children, clock and timers without a process."""
+"""A server for tests of the state machine: it simulates children, clock and timers without a process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIES = "was killed by SIGKILL"
 
 
 class Server:
-    """A machine, and what its processes, lanes and clock would do."""
+    """A state machine, and simulated processes, lanes and clock."""
 
     def __init__(
         self, *, ranks: int = 1, front: str = HTTP, images: bool = False, settings: SupervisorConfig = SETTINGS
@@ -38,7 +38,7 @@ class Server:
         self.log: list[str] = []
 
     def take(self, actions: list[Action]) -> list[Action]:
-        """The actions but for log lines and timers, which are kept."""
+        """The actions without log lines and timers. The server keeps those."""
         self.log += [action.text for action in actions if isinstance(action, Log)]
         self.timers = [action for action in actions if isinstance(action, After)]
         return [action for action in actions if not isinstance(action, Log | After)]
@@ -50,18 +50,18 @@ class Server:
         return self.take(self.machine.exited(name, reason, self.now))
 
     def ticks(self, seconds: float) -> list[Action]:
-        """A tick so much later."""
+        """Tick `seconds` later."""
         self.now += seconds
         return self.take(self.machine.tick(self.now))
 
     def expire(self) -> list[Action]:
-        """The timer of the last event ends."""
+        """Let the timer of the last event expire."""
         (timer,) = self.timers
         self.now += timer.seconds
         return self.take(timer.event(*timer.args))
 
     def all_say(self, message: Wire, *names: str) -> list[Action]:
-        """What the last of them brings about; the others bring nothing."""
+        """The actions after the last child's message. The messages of the others must cause none."""
         for name in names[:-1]:
             assert self.says(name, message) == []
         return self.says(names[-1], message)
@@ -85,7 +85,7 @@ def running(**shape: object) -> Server:
 
 
 def begins(server: Server, *names: str, restarted: tuple[str, ...] = ()) -> list[Action]:
-    """An epoch begins for these."""
+    """The actions with which an epoch begins for these children."""
     begin = Begin(server.machine.epoch, server.machine.facts, restarted)
     return [*(Send(name, begin) for name in names), Send(server.plan.front, Health(True))]
 
@@ -103,7 +103,7 @@ def trouble(name: str, reason: str = DIES) -> Action:
 
 
 def recovers(server: Server, name: str) -> list[Action]:
-    """Its replacement is ready, and the next epoch begins."""
+    """A replacement is ready, and the next epoch begins."""
     epoch = server.machine.epoch
     survivors = [other for other in server.plan.actors if other != name and server.machine.children[other].ready]
     for other in survivors:

@@ -1,4 +1,4 @@
-"""Mock workers, and a tokenizer, with the troubles of a real one. What replaces them has none, unless it says so."""
+"""Mock workers, and a tokenizer, that fail like real ones. Their replacements do not fail, unless stated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightllm_mp.plan import SAMPLE, unpack
 from tests.actors.mock_actor import MockWorkerActor
 
 STEP = 50
-"""The one that goes wrong."""
+"""Number of the step that goes wrong."""
 SLOW = 6.0
-"""Seconds that a slow step takes."""
+"""Duration of a slow step in seconds."""
 POISON = "~" * 16
 POISON_IDS = [ord("~") - ord("!")] * len(POISON)
-"""What the byte tokenizer makes of it."""
+"""POISON as ids of the byte tokenizer."""
 
 
 class OddActor(MockWorkerActor):
@@ -41,7 +41,7 @@ class OddActor(MockWorkerActor):
         super().on_plan(plan)
 
     def trouble(self) -> None:
-        """In the middle of its work."""
+        """Fail, in the middle of a step."""
 
 
 class OutOfMemoryActor(OddActor):
@@ -55,7 +55,7 @@ class SlowStepActor(OddActor):
 
 
 class SlowStartActor(MockWorkerActor):
-    """Says what it is doing, and takes long."""
+    """Reports what it is doing, and starts slowly."""
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)
@@ -71,7 +71,7 @@ class DiesAtEveryRestartActor(OddActor):
 
 
 class SlowTokenizerActor(TokenizerActor):
-    """Every text takes it a quarter of a second."""
+    """Takes a quarter of a second per text."""
 
     def on_message(self, peer: str, message: Wire) -> None:
         time.sleep(0.25)
@@ -79,7 +79,7 @@ class SlowTokenizerActor(TokenizerActor):
 
 
 class NanActor(MockWorkerActor):
-    """The logits of drawn sequences are NaN."""
+    """Answers NaN logits for sequences with a temperature above 0."""
 
     def on_plan(self, plan: bytes) -> None:
         done, seqs = self._worker.step(plan), unpack(plan).seqs
@@ -90,7 +90,7 @@ class NanActor(MockWorkerActor):
 
 
 class PoisonedActor(MockWorkerActor):
-    """Dies of every prompt that holds POISON."""
+    """Dies of every prompt that contains POISON."""
 
     def on_plan(self, plan: bytes) -> None:
         if bytes(POISON_IDS) in bytes(unpack(plan).ids.values.astype("uint8")):
@@ -99,7 +99,7 @@ class PoisonedActor(MockWorkerActor):
 
 
 class ParentActor(MockWorkerActor):
-    """Has a child that ends by itself when the actor is gone."""
+    """Has a child process that ends by itself when the actor is gone."""
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)

@@ -1,4 +1,4 @@
-"""Guide actors with troubles of their own."""
+"""Guide actors that fail or are slow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightllm_mp.facts import Facts
 from lightllm_mp.messages import OpenGuide
 
 POISON = "[~]{7}"
-"""A regex that no library survives."""
+"""A regex at which the actor dies."""
 SLOW = 2.0
-"""Seconds that something slow takes."""
+"""Duration of a slow operation in seconds."""
 
 
 class PoisonedGuideActor(GuideActor):
-    """Dies of POISON while it compiles it."""
+    """Dies while it compiles POISON."""
 
     def _compile(self, message: OpenGuide, epoch: int, facts: Facts) -> None:
         if message.guide.source == POISON:
@@ -36,7 +36,7 @@ class SlowGuideActor(GuideActor):
 
 
 class SlowStartGuideActor(GuideActor):
-    """What replaces it starts slowly."""
+    """Its replacement starts slowly."""
 
     def __init__(self, launch: LaunchSpec, mailbox: Mailbox, stats: StatsPage) -> None:
         super().__init__(launch, mailbox, stats)

@@ -1,4 +1,4 @@
-"""A rank without a model: it waits for the other ranks in every step, and dies if they got another plan."""
+"""A rank without a model: it waits for the other ranks in every step, and dies if they got a different plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightllm_mp.messages import StepDone
 from tests.actors.mock_actor import MockWorkerActor
 
 CELL = struct.Struct("<QQ")
-"""A checksum of all plans so far, and, written after it, their number. A rank has two, for even and for odd steps."""
+"""A checksum of all plans so far, then their number, which is written last. A rank has two, for even and odd steps."""
 
 
 class MockRankActor(RankActor, MockWorkerActor):
@@ -26,7 +26,7 @@ class MockRankActor(RankActor, MockWorkerActor):
         super().__init__(launch, mailbox, stats)
         self.ranks, self._rank = launch.settings.engine.tp, launch.rank
         fd = launch.meeting_fd
-        if launch.meeting:  # on several machines; those of a test share a folder
+        if launch.meeting:  # ranks on several machines; those of a test share a folder
             fd = os.open(Path(launch.model.path) / launch.meeting, os.O_RDWR | os.O_CREAT)
         os.ftruncate(fd, mmap.PAGESIZE)
         self._cells = mmap.mmap(fd, mmap.PAGESIZE)
@@ -35,7 +35,7 @@ class MockRankActor(RankActor, MockWorkerActor):
             self.facts = Facts()
 
     def on_reset(self) -> None:
-        """Without masks: the other ranks wait inside these plans."""
+        """Resets without masks, because the other ranks wait inside these plans."""
         while self._plans:
             self._step(self._plans.popleft(), b"")
         super().on_reset()
@@ -62,7 +62,7 @@ class MockRankActor(RankActor, MockWorkerActor):
         for rank in range(self.ranks):
             while CELL.unpack_from(self._cells, self._at(rank))[1] != self._count:
                 time.sleep(pause)
-                pause = min(1.1 * pause, 2e-3)  # a lost rank does not come
+                pause = min(1.1 * pause, 2e-3)  # a lost rank never arrives
             if CELL.unpack_from(self._cells, self._at(rank))[0] != self._checksum:
                 raise RuntimeError(f"rank {rank} was told another plan than rank {self._rank}")
 

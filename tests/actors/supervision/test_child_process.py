@@ -1,4 +1,4 @@
-"""A process that the system does not start leaves no descriptor, no process and no zombie."""
+"""A process that the system refuses to start leaves no descriptor, no process and no zombie."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def launch() -> LaunchSpec:
 
 
 def second_time(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, but its second call is refused."""
+    """`function`, except that its second call is refused."""
     calls = 0
 
     def call(*arguments: Any) -> Any:

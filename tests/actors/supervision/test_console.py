@@ -1,4 +1,4 @@
-"""The command in the start-up block is one that this very model answers."""
+"""The model that was started answers the command in the start-up block."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def test_a_step_without_memory_costs_time_and_no_request(tmp_path: Path) -
 
 @in_time
 async def test_many_texts_do_not_make_the_tokenizer_look_hung(tmp_path: Path) -> None:
-    """It answers pings between them. All together take 7 s, and it may be silent for 2."""
+    """It answers pings between texts. All texts take 7 s, and it may be silent for 2 s."""
     plan = mocked(mocked(topology(front=EMBEDDED)), ODD + "SlowTokenizerActor", "tokenizer")
     children = tuple(dataclasses.replace(child, patience=2.0) for child in plan.children)
     async with embedded(tmp_path, config(watchdog_timeout=1.0), dataclasses.replace(plan, children=children)) as engine:
@@ -73,7 +73,8 @@ async def test_many_texts_do_not_make_the_tokenizer_look_hung(tmp_path: Path) ->
 
 @in_time
 async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Longer than the watchdog's time, within a worker's patience: health reports it, and no process is killed."""
+    """The step takes longer than the watchdog's time, but less than a worker's patience: health reports it, and no
+    process is killed."""
     plan = mocked(topology(front=EMBEDDED), ODD + "SlowStepActor")
     with caplog.at_level(logging.WARNING, "lightllm_mp.supervisor"):
         async with embedded(tmp_path, config(watchdog_timeout=2.5), plan) as engine:
@@ -90,7 +91,7 @@ async def test_a_slow_step_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptu
 
 @in_time
 async def test_after_a_long_idle_time_a_long_prompt_is_served(tmp_path: Path) -> None:
-    """Idle for several watchdog timeouts: health depends on answers to pings, not on tokens."""
+    """The engine is idle for several watchdog timeouts: health depends on answers to pings, not on tokens."""
     async with embedded(tmp_path, config(watchdog_timeout=2.5)) as engine:
         await asyncio.sleep(6.0)
         assert engine.front.frontend.ready
@@ -101,7 +102,7 @@ async def test_after_a_long_idle_time_a_long_prompt_is_served(tmp_path: Path) ->
 
 
 async def before_it_is_tokenized(live: LiveRequest) -> None:
-    """At once."""
+    """Leave at once."""
 
 
 async def at_prefill(live: LiveRequest) -> None:
@@ -124,14 +125,14 @@ STAGES = (before_it_is_tokenized, at_prefill, in_the_middle, at_the_last_token)
 
 
 def footprint(engine: Embedded) -> dict[str, int]:
-    """Descriptors of every process."""
+    """Number of descriptors of every process."""
     pids = {**engine.supervisor.pids, "front": os.getpid()}
     return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()}
 
 
 @on_shared
 async def test_clients_that_leave_at_every_stage(engine: Embedded) -> None:
-    """450 requests, and every slot, lease and descriptor is where it was."""
+    """After 450 requests, every slot, lease and descriptor is free again."""
 
     async def leave(number: int, stage: Callable[[LiveRequest], Awaitable[None]]) -> None:
         live = engine.submit(f"{number} " * (1 + number % 40), 12, seed=number)
@@ -151,13 +152,13 @@ async def test_clients_that_leave_at_every_stage(engine: Embedded) -> None:
 async def test_several_answers_of_which_one_has_ended(engine: Embedded) -> None:
     partly = 0
     for number in range(20):
-        # Ends of sequence are drawn: one of four comes long before the others are done.
+        # End-of-sequence ids are sampled: one of the four answers ends long before the others.
         rules = Sampling(seed=4 * number, max_new_tokens=3000, temperature=1.0)
         live = engine.front.frontend.submit(f"Tell {number}", Terms(rules, n=4))
         async for event in live:
             if event.finish is not None:
                 break
-        partly += 0 < live.open < 4  # on a busy machine others may have ended before we are told
+        partly += 0 < live.open < 4  # on a busy machine, others may have ended before the event arrives
         live.close()
     assert partly > 5
     assert (await engine.until_idle())["kv_used"] == 0

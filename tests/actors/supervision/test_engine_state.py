@@ -1,4 +1,4 @@
-"""What the supervisor says of its processes while it starts, repairs and stops them."""
+"""The state of its processes that the supervisor reports while it starts, repairs and stops them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_use_of_a_process() -> None:
 
 
 def test_the_largest_answer_fits_a_record() -> None:
-    """More processes and lanes than sixteen ranks have: a record takes an eighth of its lane at most."""
+    """Tests more processes and lanes than sixteen ranks have: a record takes at most an eighth of its lane."""
     actors = tuple(ActorState(f"worker{rank}", "pausing", 1 << 22, 1e6, 9, "x" * 64, "y" * 64) for rank in range(32))
     lanes = tuple(LaneState("detokenizer", f"worker{lane}", 1 << 20, 1 << 20, 1 << 40, 1 << 40) for lane in range(128))
     data = msgspec.msgpack.encode(EngineState("repairing", 9, 1.5, actors, lanes))

@@ -1,4 +1,4 @@
-"""What a death costs: real processes that are harmed by a request, refused by the system, or dispensable."""
+"""The cost of a death: real processes that a request kills, that the system refuses, or that are dispensable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.actors.visual.seeing import png, seeing, with_images
 POISONED = mocked(topology(front=EMBEDDED, max_body=1 << 20), "tests.actors.supervision.odd_actors:PoisonedActor")
 T = TypeVar("T")
 LONG = 1000.0
-"""Seconds of a restart window that no test outlasts, however busy the machine."""
+"""Length of a restart window in seconds that no test exceeds, however busy the machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def strict(**settings: float) -> Config:
-    """Restarts as an operator has them, but none is ever forgotten."""
+    """An operator's restart settings, except that no restart is forgotten."""
     return config(**{"max_restarts": 3, "restart_window": LONG, **settings})
 
 
 async def served(engine: Embedded, work: Awaitable[T]) -> T:
-    """The result. Fails at once if the server ends before."""
+    """The result of `work`. Fails at once if the server ends before."""
     task = asyncio.ensure_future(work)
     await asyncio.wait({task, engine.running}, return_when=asyncio.FIRST_COMPLETED)
     assert not engine.running.done(), engine.supervisor.reason
@@ -48,7 +48,7 @@ async def served(engine: Embedded, work: Awaitable[T]) -> T:
 
 
 async def until(engine: Embedded, condition: Callable[[], bool]) -> None:
-    """Fails at once if the server ends before."""
+    """Wait for a condition. Fails at once if the server ends before."""
     while not condition():
         assert not engine.running.done(), engine.supervisor.reason
         await asyncio.sleep(0.01)
@@ -60,7 +60,7 @@ async def answer(engine: Embedded, seed: int = 0, tokens: int = 200) -> list[int
 
 @in_time
 async def test_harmful_requests_one_after_another_do_not_end_the_server(tmp_path: Path) -> None:
-    """Each ends the worker three times; the budget is three, and a death that is no request's fault takes one of it."""
+    """Each ends the worker three times. The budget is three, and a death that no request caused takes one of it."""
     async with embedded(tmp_path, strict(), POISONED) as engine:
         undisturbed = await answer(engine, tokens=1000)
         engine.kill("worker0")
@@ -99,7 +99,7 @@ async def test_deaths_without_a_harmful_request_spend_the_budget(tmp_path: Path)
 
 @in_time
 async def test_a_start_that_the_system_refuses_twice_costs_time_and_no_request(tmp_path: Path) -> None:
-    """As at a limit of processes, just after a kill for memory. The budget has room for the death alone."""
+    """As at a process limit just after an out-of-memory kill. The budget has room only for the death."""
     popen, refusals = subprocess.Popen, [OSError(errno.EAGAIN, "no process left") for _ in range(2)]
 
     def refusing(*arguments: Any, **named: Any) -> Any:
@@ -135,7 +135,7 @@ async def test_an_error_in_a_timer_does_not_end_the_watchdog(tmp_path: Path) -> 
 async def test_a_visual_actor_that_is_killed_again_and_again_ends_no_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five times, at its work and at its starts. The front refuses images meanwhile, and says why, until it is back."""
+    """It dies five times, at its work and at its starts. The front refuses images until it is back, and says why."""
     monkeypatch.setattr(restart_budget, "FIRST_PAUSE", 0.5)  # after the fifth death it is away for 4 s
     async with seeing(tmp_path, with_images(strict())) as s:
         engine, front = s.engine, s.engine.front.frontend
@@ -148,7 +148,7 @@ async def test_a_visual_actor_that_is_killed_again_and_again_ends_no_text(
             if number < 5:
                 await until(engine, lambda old=old: engine.pid("visual") != old)
         assert front.state.away == ("visual",)
-        assert front.trouble == ""  # for text
+        assert front.trouble == ""  # text is still served
         with pytest.raises(Unavailable, match="image encoder is not available"):
             s.submit([png(1)])
         assert await served(engine, answer(engine)) == undisturbed

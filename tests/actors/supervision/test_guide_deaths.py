@@ -1,4 +1,4 @@
-"""The guide actor dies: at its work, of a request, again and again. Answers without a constraint go on without it."""
+"""The guide actor dies while it works, because of a request, and repeatedly. Unconstrained answers go on without it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_death_while_it_compiles_costs_time_and_no_request(tmp_path: Pat
 
 @in_time
 async def test_a_guide_that_kills_the_actor_costs_its_own_request(tmp_path: Path) -> None:
-    """And no restart of the budget."""
+    """It costs no restart of the budget."""
     async with embedded(tmp_path, strict(), plan("PoisonedGuideActor")) as engine:
         undisturbed, free = await text(engine, guided(engine)), await answer(engine, tokens=1000)
         for number in range(1, 4):
@@ -96,7 +96,7 @@ async def test_answers_without_a_constraint_do_not_wait_for_its_start(tmp_path: 
 async def test_while_it_is_away_constraints_are_refused_and_other_answers_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five deaths in a row, at its work and at its starts."""
+    """It dies five times in a row, while it works and while it starts."""
     monkeypatch.setattr(restart_budget, "FIRST_PAUSE", 0.5)  # after the fifth death it is away for 4 s
     async with embedded(tmp_path, strict(), mocked(topology(front=EMBEDDED, max_body=1 << 20))) as engine:
         front = engine.front.frontend

@@ -1,4 +1,4 @@
-"""The largest legal requests of every kind go through all actors, also after a repair: no size ends a process."""
+"""The largest legal requests of every kind pass through all actors, also after a repair: no size ends a process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.scheduler.mock_worker import expected_score
 CONTEXT = LargeMockWorkerActor.context
 KV_TOKENS = 3_000_000
 BIASES, STOPS, STOP_BYTES = 1024, 16, 1024
-"""The most that a request may bring."""
+"""Upper limits of a request."""
 
 
 def ids(count: int, seed: int = 0) -> bytes:
@@ -46,7 +46,7 @@ async def tokens(live: LiveRequest) -> int:
 
 
 async def step_plans(engine: Embedded) -> list[int]:
-    """256 rows behind a prefix as long as the context, 64 behind 17,600 tokens, and long prompts beside each other."""
+    """256 rows after a prefix as long as the context, 64 rows after 17,600 tokens, and several long prompts at once."""
     whole = [submit(engine, ids(CONTEXT - 10), n=64) for _ in range(4)]
     whole += [submit(engine, ids(17_600, 1), n=64), *(submit(engine, ids(CONTEXT - 10, seed)) for seed in range(2, 10))]
     return await asyncio.gather(*map(tokens, whole))
@@ -61,27 +61,27 @@ async def prompt_logprobs(engine: Embedded) -> list[int]:
 
 
 async def alternatives(engine: Embedded) -> list[int]:
-    """256 rows, each with 20 alternatives a token."""
+    """256 rows, with 20 alternatives per token."""
     rules = {"top_logprobs": 20, "max_new_tokens": 60}
     return await asyncio.gather(*(tokens(submit(engine, f"Tell {i}", n=64, **rules)) for i in range(4)))
 
 
 async def stops(engine: Embedded) -> list[int]:
-    """256 rows with the largest list of stop strings."""
+    """256 rows, each with the largest list of stop strings."""
     letters = random.Random(7)
     lists = [tuple("".join(letters.choices("abcdefgh", k=STOP_BYTES)) for _ in range(STOPS)) for _ in range(4)]
     return await asyncio.gather(*(tokens(submit(engine, "Tell", n=64, stop=stop)) for stop in lists))
 
 
 async def biases(engine: Embedded) -> list[int]:
-    """256 rows with the largest logit_bias."""
+    """256 rows, each with the largest logit_bias."""
     column = np.resize(np.arange(VOCABULARY, dtype="<i4"), BIASES)
     rules = {"bias_ids": column.tobytes(), "bias_values": np.ones(BIASES, "<f4").tobytes()}
     return await asyncio.gather(*(tokens(submit(engine, f"Tell {i}", n=64, **rules)) for i in range(4)))
 
 
 async def texts(engine: Embedded) -> list[int]:
-    """A text of as many characters as a prompt may have, and one of as many tokens; to be served and to be counted."""
+    """A text with the most characters of a prompt, and one with the most tokens; both are served and counted."""
     front = engine.front.frontend
     too_long = submit(engine, "9" * 16 * (CONTEXT - 1))
     with pytest.raises(PromptTooLong):
@@ -112,7 +112,7 @@ async def test_no_size_ends_a_process(tmp_path: Path) -> None:
 
 @in_time
 async def test_nor_does_one_after_a_repair(tmp_path: Path) -> None:
-    """Every request is submitted again, with what it has."""
+    """Every request is submitted again, with the ids that it has."""
     plan = mocked(topology(front=EMBEDDED), "tests.actors.mock_actor:LargeMockWorkerActor")
     settings = config(kv_tokens=KV_TOKENS, watchdog_timeout=10.0)
     async with embedded(tmp_path, settings, plan) as engine:
@@ -131,7 +131,7 @@ async def test_nor_does_one_after_a_repair(tmp_path: Path) -> None:
 
 @in_time
 async def test_the_longest_rows_of_numbers(tmp_path: Path) -> None:
-    """Steps of as many rows as their answers hold, and a repair while they are under way."""
+    """Steps have as many rows as their answers can hold, and a repair happens while they are in flight."""
     plan = mocked(topology(front=EMBEDDED), "tests.actors.mock_actor:EmbeddingMockWorkerActor")
     prompts = [ids(1 + seed % 40, seed) for seed in range(500)]
     async with embedded(tmp_path, config(kv_tokens=100_000, watchdog_timeout=10.0), plan) as engine:

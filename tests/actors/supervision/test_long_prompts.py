@@ -1,4 +1,4 @@
-"""A whole engine with --long-truncation-mode: prompts are cut alike in a repair, and the usage says what remains."""
+"""A whole engine with --long-truncation-mode: a repair cuts prompts the same way, and usage counts the tokens kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUT = {"head": TEXT[-KEPT:], "center": TEXT[: KEPT // 2] + TEXT[-(KEPT - KEPT //
 
 
 async def answer(engine: Embedded, prompt: str, kill: str = "") -> tuple[list[int], int]:
-    """Ids of the answer, and the prompt's tokens as the usage has them."""
+    """Ids of the answer, and the number of prompt tokens in the usage."""
     live = engine.submit(prompt, TOKENS, seed=3)
     collecting = asyncio.create_task(engine.collect(live))
     if kill:

@@ -1,5 +1,5 @@
-"""Ranks of two machines: whatever happens to one of them, to its agent or to the network, every stream goes on without
-a difference. The ranks have no model; the other machine's agent runs in this process."""
+"""Ranks of two machines: every stream goes on without a difference when a rank, the agent or the network fails. The
+ranks have no model; the agent of the other machine runs in this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def key() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Of which the next one is free, too."""
+    """A free port. The next port is free, too."""
     while True:
         with suppress(OSError), socket.create_server(("127.0.0.1", 0)) as first:
             port = first.getsockname()[1]
@@ -62,7 +62,7 @@ def plan() -> Topology:
 
 
 class Cable:
-    """A proxy between the agent and the first machine, to be cut or frozen."""
+    """A proxy between the agent and the first machine that a test can cut or freeze."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -81,7 +81,7 @@ class Cable:
         self._writers.clear()
 
     def freeze(self) -> None:
-        """What is sent gets stuck, and no end is told."""
+        """Hold back all bytes, and tell neither end."""
         self._open.clear()
 
     def thaw(self) -> None:
@@ -109,14 +109,14 @@ class Cable:
 
 
 class Agent:
-    """The other machine, behind a cable."""
+    """The agent of the other machine, behind a cable."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self.cable = Cable(config.engine.nccl_port + 1)
 
     async def join(self, key: str = KEY) -> None:
-        """With a key that may be wrong."""
+        """Join the first machine with a key, which may be wrong."""
         port = await self.cable.lay()
         engine = msgspec.structs.replace(self._config.engine, node_rank=1, nccl_port=port - 1)
         own = msgspec.structs.replace(self._config, engine=engine)
@@ -135,7 +135,7 @@ class Nodes(Embedded):
 
     agent: Agent
     expected: list[tuple[list[int], str]]
-    """What its streams say undisturbed."""
+    """The text of its streams in an undisturbed run."""
 
 
 @contextlib.asynccontextmanager
@@ -152,7 +152,7 @@ async def nodes(folder: Path) -> AsyncIterator[Nodes]:
 
 
 def remote_ranks() -> dict[str, int]:
-    """Processes of the agent: name -> pid."""
+    """The agent's processes: name -> pid."""
     found = {}
     for file in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
         for pid in file.read_text().split():
@@ -167,7 +167,7 @@ def everybody(engine: Embedded) -> dict[str, int]:
 
 
 async def replaced(engine: Embedded, before: dict[str, int]) -> None:
-    """The ranks of both machines have been replaced, all of them."""
+    """Wait until all ranks of both machines have been replaced."""
     while len(now := everybody(engine)) < len(before) or set(now.values()) & set(before.values()):
         await asyncio.sleep(0.01)
     await engine.until(State.RUNNING)
@@ -175,7 +175,7 @@ async def replaced(engine: Embedded, before: dict[str, int]) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Nodes]]:
-    """With a step planned ahead."""
+    """An engine that plans a step ahead."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(node_link, "SILENCE", 4.0)  # of the agent
         engine = Shared(lambda: nodes(tmp_path_factory.mktemp("nodes")))
@@ -211,7 +211,7 @@ async def test_ranks_outlive_the_others(engine: Nodes) -> None:
 
 @on_shared
 async def test_the_cable_is_cut_or_frozen(engine: Nodes) -> None:
-    """In mid-stream; of a frozen one neither end is told."""
+    """It happens in mid-stream. When the cable is frozen, neither end is told."""
     before = everybody(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.1)
@@ -223,14 +223,14 @@ async def test_the_cable_is_cut_or_frozen(engine: Nodes) -> None:
     await asyncio.sleep(0.1)
     engine.agent.cable.freeze()
     while set(remote_ranks().values()) & set(before.values()):
-        await asyncio.sleep(0.05)  # a machine that hears nothing ends its ranks
+        await asyncio.sleep(0.05)  # a machine that receives nothing ends its ranks
     engine.agent.cable.thaw()
     assert await asyncio.gather(*tasks) == engine.expected
 
 
 @on_shared
 async def test_a_machine_without_memory_is_tried_again(engine: Nodes) -> None:
-    """It can start no rank, and says so: a start that failed."""
+    """It can start no rank, and reports a failed start."""
     before = everybody(engine)
     refused = OSError(errno.ENOMEM, "Cannot allocate memory")
     kept, failing = node_agent.RankHost._start, [True, True]
@@ -251,7 +251,7 @@ async def test_a_machine_without_memory_is_tried_again(engine: Nodes) -> None:
 
 @on_shared
 async def test_the_other_machine_goes_and_comes(engine: Nodes) -> None:
-    """Requests wait for it. One with another key does not get in."""
+    """Requests wait for it. A machine with another key is refused."""
     tasks = await streams(engine)
     await asyncio.sleep(0.05)
     await engine.agent.leave()

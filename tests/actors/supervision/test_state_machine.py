@@ -1,4 +1,4 @@
-"""The table of a server's life, without a process: how it starts, watches its children, drains and stops."""
+"""The supervisor's state machine, without a process: it starts, watches its children, drains and stops."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_stages_of_a_start_are_shown_if_they_last() -> None:
     assert [timer.seconds for timer in one] == [STAGE_SHOWN]
     assert server.says("worker0", Loading("weights", 1, 2)) == [Progress("worker0", Loading("weights", 1, 2))]
     server.timers = one
-    assert server.expire() == []  # the weights have ended it
+    assert server.expire() == []  # the stage of the weights has replaced it
     server.says("worker0", Loading("three"))
     assert server.expire() == [Progress("worker0", Loading("three"))]
 
@@ -165,7 +165,7 @@ def test_a_silent_child_is_a_suspect_and_then_killed() -> None:
     assert server.ticks(0.5) == []
     server.all_say(Pong(1), "worker0", "guide", "router", "detokenizer", "http")
     assert Kill("tokenizer", 20.5) in server.ticks(9.5)
-    assert server.ticks(2.0) == []  # once
+    assert server.ticks(2.0) == []  # it is killed only once
     assert server.dies("tokenizer")[-1:] == replaced("tokenizer")
 
 
@@ -192,7 +192,7 @@ def test_who_is_not_ready_is_not_pinged() -> None:
 
 
 def stop_in_order(server: Server, *names: str) -> list[Action]:
-    """Each goes when it is told, and the next one is told. What the last one brings about."""
+    """Each child ends when it is told, and the next one is told. Returns the actions after the last one's end."""
     for name, following in itertools.pairwise(names):
         assert server.dies(name, "exited with code 0") == [Send(following, Stop())]
     return server.dies(names[-1], "exited with code 0")
@@ -200,7 +200,7 @@ def stop_in_order(server: Server, *names: str) -> list[Action]:
 
 def test_draining_ends_when_the_front_says_so() -> None:
     server = running()
-    assert server.says("http", Drained()) == []  # the server does not drain
+    assert server.says("http", Drained()) == []  # the server is not draining
     assert server.take(server.machine.drain()) == [Send("http", Health(True, "", True))]
     assert [timer.seconds for timer in server.timers] == [SETTINGS.drain_timeout]
     assert server.state is State.RUNNING
@@ -234,7 +234,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 
 def test_a_death_while_draining_is_repaired() -> None:
-    """Running requests go on, and the front stays told that the server drains."""
+    """Running requests go on, and Health still tells the front that the server drains."""
     server = running()
     server.machine.drain()
     assert Send("http", Health(False, f"tokenizer {DIES} and is being replaced", True)) in server.dies("tokenizer")
@@ -249,7 +249,7 @@ def test_a_signal_during_a_repair_drains() -> None:
     server.dies("tokenizer")
     assert server.take(server.machine.drain()) == [Send("http", Health(False, "", True))]
     server.machine.drain()
-    assert server.dies("http") == [Kill("tokenizer")]  # it was not ready
+    assert server.dies("http") == [Kill("tokenizer")]  # the tokenizer was not ready
     assert server.dies("tokenizer") == [Send("detokenizer", Stop())]
 
 
@@ -260,7 +260,7 @@ def test_the_first_stop_decides() -> None:
     assert server.says("router", Failed("late")) == []
     assert stop_in_order(server, *START_ORDER[::-1]) == [Exit(EXIT_GAVE_UP)]
     assert server.machine.reason == "the front failed"
-    assert server.log[-1] == "the front failed"  # the last line says why
+    assert server.log[-1] == "the front failed"  # the last line gives the reason
 
 
 def test_a_stop_before_the_start() -> None:
@@ -288,7 +288,7 @@ def test_a_child_that_is_gone_in_time_is_not_killed_later() -> None:
 
 
 def test_deaths_before_their_turn() -> None:
-    """Nothing is restarted; who is gone is not told."""
+    """No child is restarted, and a child that is gone gets no Stop."""
     server = running()
     server.take(server.machine.stop())
     assert (server.dies("tokenizer"), server.timers) == ([], [])
@@ -315,12 +315,12 @@ def test_ranks_stop_together() -> None:
         server.dies(name)
     assert server.dies("guide") == [Send("worker0", Stop()), Send("worker1", Stop())]
     assert server.dies("worker1") == []
-    assert [timer.seconds for timer in server.timers] == [STOP_GRACE]  # for worker0, which was told
+    assert [timer.seconds for timer in server.timers] == [STOP_GRACE]  # for worker0, which got Stop
     assert server.dies("worker0") == [Exit(EXIT_OK)]
 
 
 def test_a_child_that_hangs_is_left_to_its_executioner() -> None:
-    """It says first where it hangs: neither Stop nor another kill before the grace period is over."""
+    """It first gets time to report where it hangs: neither Stop nor another kill before the grace period ends."""
     server = running()
     server.ticks(0.0)
     server.all_say(Pong(1), *(name for name in START_ORDER if name != "http"))

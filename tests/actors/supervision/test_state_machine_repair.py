@@ -1,4 +1,4 @@
-"""The table of a server's life, without a process: deaths and repairs, at odd moments too."""
+"""The supervisor's state machine, without a process: deaths and repairs, at unusual moments too."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_survivor_that_answers_last() -> None:
 
 
 def test_a_second_death_during_the_repair() -> None:
-    """It owes no answer any more, and both are told as restarted."""
+    """It owes no answer any more, and Begin names both as restarted."""
     server = running()
     server.dies("tokenizer")
     assert server.dies("detokenizer") == [trouble("detokenizer"), *replaced("detokenizer")]
@@ -95,7 +95,7 @@ def test_an_answer_to_an_earlier_reset_does_not_count() -> None:
 
 
 def test_a_ready_that_comes_with_the_news_of_the_death() -> None:
-    """Its last words: the process that said it is gone, so it is not ready."""
+    """The process that sent Ready is gone, so it is not ready."""
     server = running()
     server.dies("tokenizer")
     server.says("tokenizer", Ready(Facts()))
@@ -105,7 +105,7 @@ def test_a_ready_that_comes_with_the_news_of_the_death() -> None:
 
 
 def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
-    """A survivor that does not leave its lanes too; both are tried again."""
+    """So is a survivor that does not leave its lanes. Both are tried again."""
     server = running()
     server.dies("tokenizer")
     survivors = ("worker0", "guide", "router", "detokenizer", "http")
@@ -116,12 +116,12 @@ def test_a_repair_that_takes_too_long_is_a_failed_start() -> None:
     server.all_say(Pong(2), *survivors)
     assert server.ticks(0.1)[:2] == [Kill("router", 60.0), Kill("tokenizer", 60.0)]
     server.all_say(Pong(2), *survivors)
-    assert not [action for action in server.ticks(0.1) if isinstance(action, Kill)]  # once
+    assert not [action for action in server.ticks(0.1) if isinstance(action, Kill)]  # they are killed only once
     assert server.dies("router") == [trouble("router"), *replaced("router")]
     assert server.dies("tokenizer") == [trouble("tokenizer")]
     assert server.expire() == replaced("tokenizer")
     server.all_say(Pong(2), "worker0", "guide", "detokenizer", "http")
-    assert not [action for action in server.ticks(59.0) if isinstance(action, Kill)]  # their time begins anew
+    assert not [action for action in server.ticks(59.0) if isinstance(action, Kill)]  # their time starts anew
     assert server.all_say(Ready(Facts()), "router", "tokenizer")[0] == ResetData(2)
 
 
@@ -149,7 +149,7 @@ def test_the_others_begin_without_a_dispensable_child() -> None:
     assert server.dies("visual") == []
     assert server.expire() == replaced("visual")
     assert server.state is State.RUNNING
-    # When it is ready, the epoch ends for one with everybody.
+    # When it is ready, the epoch ends, and the next one has all children.
     assert server.says("visual", Ready(Facts())) == resets(3, *everybody)
     assert server.state is State.REPAIRING
     assert server.all_say(ResetDone(3), *everybody) == [ResetData(3), *begins(server, *everybody)]
@@ -178,7 +178,7 @@ BOTH = ("worker0", "worker1")
 
 
 def test_a_rank_takes_the_others_along() -> None:
-    """All start again when the last of them is gone, and only one restart is counted."""
+    """All ranks start again when the last of them is gone, and only one restart is counted."""
     server = running(ranks=2)
     survivors = ("guide", "router", "detokenizer", "tokenizer", "http")
     assert server.dies("worker1") == [*resets(2, *survivors), Kill("worker0"), trouble("worker1")]
@@ -211,7 +211,7 @@ def test_ranks_of_which_not_all_got_the_last_plan_are_replaced() -> None:
     server.dies("router")
     why = "waits for a step that not every rank got"
     assert server.take(server.machine.ranks_compared(True, server.now)) == [*map(Kill, BOTH), trouble("worker0", why)]
-    # No epoch begins while they are being killed, and they are killed once.
+    # No epoch begins while the ranks are being killed, and they are killed only once.
     assert server.all_say(ResetDone(2), "guide", "detokenizer", "tokenizer", "http") == []
     assert server.says("router", Ready(Facts())) == []
     assert server.dies("router") == [trouble("router"), *replaced("router")]
@@ -224,7 +224,7 @@ def test_ranks_of_which_not_all_got_the_last_plan_are_replaced() -> None:
 
 
 def test_the_router_dies_after_a_rank() -> None:
-    """The ranks are being replaced anyway: what they got does not matter."""
+    """The ranks are being replaced anyway, so it does not matter which plans they got."""
     server = running(ranks=2)
     server.dies("worker0")
     assert server.dies("router") == [trouble("router"), *replaced("router")]
@@ -237,7 +237,7 @@ def test_a_rank_dies_while_the_ranks_are_being_replaced() -> None:
     server.dies("worker0")
     assert server.says("worker1", Ready(Facts())) == []
     assert server.dies("worker0") == [Kill("worker1"), trouble("worker0")]
-    # Ready of a rank that is being killed, with the news of its death: neither it nor its successor is ready.
+    # Ready of a rank that is being killed, and the news of its death: neither the rank nor its successor is ready.
     assert server.says("worker1", Ready(Facts())) == []
     assert server.dies("worker1") == []
     assert server.expire() == replaced(*BOTH)

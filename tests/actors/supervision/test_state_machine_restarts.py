@@ -1,4 +1,4 @@
-"""The table of a server's life, without a process: restart budgets, pauses, refused starts, harmful requests."""
+"""The supervisor's state machine, without a process: restart budgets, pauses, refused starts, harmful requests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_death_at_every_start_spends_the_budget() -> None:
 
 
 def test_starts_that_fail_slowly_spend_the_budget_too() -> None:
-    """Each takes longer than the window."""
+    """Each start takes longer than the window."""
     server = running()
     server.dies("worker0")
     for _ in range(SETTINGS.max_restarts):
@@ -85,7 +85,7 @@ def test_every_process_has_a_budget_of_its_own() -> None:
 
 
 def test_a_replacement_that_cannot_start_is_tried_again() -> None:
-    """What it needs may be freed a moment later: the memory of the dead process on a GPU, for one."""
+    """A resource that it needs may be freed a moment later, such as the memory of the dead process on a GPU."""
     server = running()
     server.dies("worker0")
     for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE):
@@ -144,7 +144,7 @@ def refused(server: Server, *names: str) -> list[Action]:
 
 
 def test_a_refused_start_is_tried_again() -> None:
-    """As after a kill for memory, or at a limit of processes or descriptors: it costs no budget at first."""
+    """As after an out-of-memory kill, or at a limit of processes or descriptors: at first it costs no budget."""
     server = running()
     server.dies("tokenizer")
     for failures in range(1, MOST_REFUSALS + 1):
@@ -218,7 +218,7 @@ def test_refused_ranks_are_charged_once() -> None:
 
 
 def test_deaths_of_a_harmful_request_are_not_charged() -> None:
-    """One such request after another, each with three deaths as in front/quarantine.py."""
+    """Such requests come one after another, each with three deaths as in front/quarantine.py."""
     server = running()
     for _ in range(10):
         epochs = []
@@ -246,9 +246,9 @@ def test_only_the_named_death_of_the_named_process_is_excused() -> None:
     for name in ("worker0", "tokenizer", "worker0", "worker0"):
         server.dies(name)
         recovers(server, name)
-    server.says("http", Blamed("worker0", 3))  # the tokenizer's
+    server.says("http", Blamed("worker0", 3))  # this epoch ended with the tokenizer's death
     server.says("http", Blamed("tokenizer", 2))
-    server.says("router", Blamed("worker0", 2))  # it is not the front
+    server.says("router", Blamed("worker0", 2))  # the router is not the front
     server.says("http", Blamed("nobody", 2))
     assert server.dies("worker0") == [Send("http", Stop())]
 
@@ -267,7 +267,7 @@ def test_a_failed_start_is_nobodys_fault() -> None:
 
 
 def test_a_front_excuses_the_deaths_of_those_before_it() -> None:
-    """It has found in their journal the request that ended them."""
+    """It has found the request that ended them in their journal."""
     server = running()
     for _ in range(5):
         epochs = []
@@ -320,7 +320,7 @@ def test_a_dispensable_child_that_hangs_at_its_start_is_killed() -> None:
 
 
 def test_a_dispensable_child_ends_no_server() -> None:
-    """Its budget is its own. When that is spent, the front is told, and it is tried again with growing pauses."""
+    """It has its own budget. Once that is spent, the front is told, and restarts go on with growing pauses."""
     server = running(images=True)
     others = ("worker0", "guide", "router", "detokenizer", "tokenizer", "http")
     server.dies("visual")
@@ -334,11 +334,11 @@ def test_a_dispensable_child_ends_no_server() -> None:
     assert told == [[], [], [Send("http", Health(True, away=("visual",)))], *[[]] * 9]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, *[LONGEST_PAUSE] * 6]
     assert server.log.count("the restart budget of visual is spent: its requests are refused") == 10
-    # The others have budgets of their own, and Health goes on to say who is away.
+    # The others have budgets of their own, and Health still names the child that is away.
     for _ in range(SETTINGS.max_restarts):
         assert server.dies("router")[-1:] == replaced("router")
         assert recovers(server, "router")[-1] == Send("http", Health(True, away=("visual",)))
-    # It comes back.
+    # The child comes back.
     assert server.says("visual", Ready(Facts()))[0] == Send("worker0", Reset(server.machine.epoch))
     last = server.all_say(ResetDone(server.machine.epoch), *others, "visual")
     assert last[-1] == Send("http", Health(True))

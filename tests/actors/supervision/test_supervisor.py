@@ -1,4 +1,4 @@
-"""A crash costs time, never a request: real processes, killed and stopped while streams run."""
+"""A crash costs time, but never a request: real processes are killed and stopped while streams run."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GUIDES = (None, None, Guide("regex", WORDS), Guide("regex", WORDS, jump=True))
 
 
 async def streams(engine: Embedded) -> list[asyncio.Task[tuple[list[int], str]]]:
-    """Half of them are constrained."""
+    """Start the streams. Half of them are constrained."""
     prompts = [f"Tell me number {i} " * (1 + i % 5) for i in range(STREAMS)]
     lives = [engine.submit(prompt, TOKENS, seed=i, guide=GUIDES[i % 4]) for i, prompt in enumerate(prompts)]
     return [asyncio.create_task(engine.collect(live)) for live in lives]
 
 
 def descriptors() -> list[str]:
-    """What this process holds open."""
+    """The open descriptors of this process."""
     links = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ async def test_a_killed_actor_loses_no_request(engine: Embedded) -> None:
 
 @in_time
 async def test_with_run_ahead_and_too_little_memory_for_all(tmp_path: Path) -> None:
-    """A step is always in flight when the kill comes, and not all sequences fit at once."""
+    """A step is always in flight at the kill, and not all sequences fit at once."""
     async with embedded(tmp_path, config(run_ahead=1)) as engine:
         undisturbed = await asyncio.gather(*await streams(engine))
     async with embedded(tmp_path, config(run_ahead=1, kv_tokens=3000)) as engine:
@@ -119,7 +119,7 @@ async def test_a_stopped_actor_is_noticed_and_replaced(tmp_path: Path) -> None:
 
 @on_shared
 async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
-    """An invalid record is never skipped in silence: the actor that reads it is replaced, with empty lanes."""
+    """An invalid record is never skipped silently: the actor that reads it is replaced and gets empty lanes."""
     undisturbed = await asyncio.gather(*await streams(engine))
     for way in (("router", "detokenizer"), ("worker0", "router"), ("tokenizer", "router")):
         restarts = sum(engine.supervisor.restarts.values())
@@ -127,7 +127,7 @@ async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
         await asyncio.sleep(0.02)
         engine.supervisor.wiring.lane(*way).poison()
         engine.supervisor.wiring.bells[way[1]].ring()
-        while sum(engine.supervisor.restarts.values()) == restarts:  # the streams may have ended before
+        while sum(engine.supervisor.restarts.values()) == restarts:  # the streams may end earlier
             await asyncio.sleep(0.01)
         assert await asyncio.gather(*tasks) == undisturbed
         await engine.until(State.RUNNING)
@@ -136,7 +136,7 @@ async def test_a_corrupt_lane_is_repaired(engine: Embedded) -> None:
 @on_shared
 async def test_after_a_flood_every_lane_and_arena_is_empty_again(engine: Embedded) -> None:
     mailbox = engine.front.mailbox
-    for _ in range(3):  # more than 64 KiB of text: through the arena, and far too many tokens
+    for _ in range(3):  # more than 64 KiB of text, so it goes through the arena, and far too many tokens
         live = engine.submit("\N{GRINNING FACE}" * 20_000, TOKENS)
         assert mailbox.leased > 0
         with pytest.raises(PromptTooLong):

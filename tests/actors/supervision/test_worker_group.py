@@ -1,4 +1,4 @@
-"""Ranks are replaced together: whatever happens to one, every stream goes on without a difference."""
+"""Ranks are replaced together: when one of them fails, every stream goes on without a difference."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def undisturbed(engine: Embedded) -> list[tuple[list[int], str]]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded]]:
-    """With a step planned ahead."""
+    """An engine that plans a step ahead."""
     engine = Shared(lambda: embedded(tmp_path_factory.mktemp("shared"), settings(run_ahead=1), plan()))
     yield engine
     engine.close()
@@ -67,10 +67,10 @@ async def kill_each_rank(engine: Embedded) -> None:
         engine.kill(victim)
         assert await asyncio.gather(*tasks) == expected
         while any(engine.pid(name) == before[name] for name in ("worker0", "worker1")):
-            await asyncio.sleep(0.01)  # the answers may all have been there before the kill
+            await asyncio.sleep(0.01)  # all answers may have arrived before the kill
         assert engine.pid("router") == before["router"]
     assert (await engine.until_idle())["kv_used"] == 0
-    # Those that were killed with them do not count.
+    # Ranks that were killed with another one do not count.
     assert sum(engine.supervisor.restarts.values()) == restarts + 2
 
 
@@ -87,7 +87,7 @@ async def test_a_killed_rank_with_a_step_planned_ahead(engine: Embedded) -> None
 
 @in_time
 async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
-    """The other rank waits for it inside a step and answers no ping either."""
+    """The other rank waits for it inside a step, so it answers no ping either."""
     async with embedded(tmp_path, settings(watchdog_timeout=1.0), plan()) as engine:
         expected = await undisturbed(engine)
         for victim in ("worker0", "worker1"):
@@ -101,7 +101,7 @@ async def test_a_stopped_rank_ends_all(tmp_path: Path) -> None:
 
 @on_shared
 async def test_ranks_outlive_the_others(engine: Embedded) -> None:
-    """Ranks stop after the same step, though each gets its own Reset; the prefix tree and the KV memory stay."""
+    """Ranks stop after the same step, though each gets its own Reset. The prefix tree and the KV memory stay."""
     expected = await undisturbed(engine)
     for victim in ("router", "detokenizer"):
         pids = [engine.pid("worker0"), engine.pid("worker1")]
@@ -117,7 +117,7 @@ async def test_ranks_outlive_the_others(engine: Embedded) -> None:
 
 @on_shared
 async def test_a_plan_that_not_every_rank_got(engine: Embedded) -> None:
-    """A router that dies between two sends: a rank that got the plan would wait in it for ever."""
+    """If a router dies between two sends, a rank that got the plan would wait in it forever."""
     expected = await undisturbed(engine)
     tasks = await streams(engine)
     await asyncio.sleep(0.1)
