@@ -254,8 +254,7 @@ class CudaSampler:
         return [(lines[part], (ids[part, : counts[part.start]], values[part, : counts[part.start]])) for part in parts]
 
     def _put(self, lines: Lines) -> Tensor:
-        """Uploads int32 line numbers, unless they are those of the last upload: successive steps often have the
-        same."""
+        """Uploads `lines` as int32, unless they equal the last upload: successive steps often have the same ones."""
         known = lines.tobytes()
         if self._lines is None or self._lines[0] != known:
             self._lines = known, self._staging.send_close((lines,))

@@ -20,7 +20,7 @@ class GuideMasks:
 
     @classmethod
     def of(cls, lines: Lines, bits: bytes, vocab: int) -> GuideMasks:
-        """From the bytes of the guide actor. ValueError if `bits` is not as long as the lines need."""
+        """From the bytes of the guide actor. ValueError if `bits` has not one mask per line."""
         words = -(-vocab // 32)
         if len(bits) != 4 * words * len(lines):
             raise ValueError(f"masks of {len(bits)} bytes for {len(lines)} sequences and {vocab} ids")
@@ -32,7 +32,7 @@ class GuideMasks:
         return GuideMasks(self.lines[begin:end] - part.start, self.bits[begin:end]) if begin < end else None
 
     def forbidden(self, vocab: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """Each line with its forbidden ids, [vocab]."""
+        """The index of each constrained sequence, with its forbidden ids, bool [vocab]."""
         for line, bits in zip(self.lines.tolist(), self.bits, strict=True):
             yield line, np.unpackbits(~bits.view(np.uint8), count=vocab, bitorder="little").view(np.bool_)
 
