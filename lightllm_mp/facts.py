@@ -78,7 +78,7 @@ class EngineLimits(Struct, frozen=True, array_like=True):
     whole_images: bool = False
     """A step computes the slots of an image together, because they see each other."""
     long_truncation_mode: str = ""
-    """Where the tokenizer cuts a prompt that is too long: "head" or "center"; empty: the prompt is refused."""
+    """The part that the tokenizer cuts out of too long a prompt: "head" or "center"; empty: the prompt is refused."""
     draft_tokens: int = 0
     """Most draft tokens per sequence and step; 0: no speculative decoding."""
 

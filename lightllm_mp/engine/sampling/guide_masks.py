@@ -20,7 +20,7 @@ class GuideMasks:
 
     @classmethod
     def of(cls, lines: Lines, bits: bytes, vocab: int) -> GuideMasks:
-        """From the bytes of the guide actor. ValueError if `bits` has not one mask per line."""
+        """From the bytes of the guide actor. ValueError unless `bits` has one mask per line."""
         words = -(-vocab // 32)
         if len(bits) != 4 * words * len(lines):
             raise ValueError(f"masks of {len(bits)} bytes for {len(lines)} sequences and {vocab} ids")

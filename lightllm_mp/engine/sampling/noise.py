@@ -12,7 +12,7 @@ hash-prospector). The keys then go into a second lowbias32 round:
 
 The round's last `x ^= x >> 16` is left out: it changes only low bits, which rounding in `u` nearly removes. `u` near 0
 is the tail in which unlikely ids win; float32 resolves it down to 2^-32, so ids of probability 1e-9 get their share.
-The integer part is the same on every device. Each device has its own two logarithms.
+The integer part is the same on every device; the two logarithms are the device's own functions.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Penalizer:
         definition)."""
         tokens = history.tokens
         counted = history.counted & (tokens >= 0) & (tokens < self.vocab)
-        tokens = tokens.where(counted, 0)  # id 0 gains no count; its value is the formula's
+        tokens = tokens.where(counted, 0)  # id 0 gains no count, and gets the value of the formula
         seen = self._count(tokens, counted)
         at = tokens + lines[:, None] * self.vocab
         value = logits.take(at)
