@@ -59,7 +59,7 @@ class NodeLaunch(Struct, frozen=True, array_like=True):
 
 
 class NodeLost(EngineError):
-    """The connection is lost. The message says why."""
+    """The connection cannot be used any more. The message says why."""
 
     code = "node_lost"
 
