@@ -92,7 +92,7 @@ class EngineCalls:
         return [answer.score for answer in await self._all(prompts, lambda one: self._submit(one, how))]
 
     def _submit_chat(self, call: ChatCall, *, stream: bool = False) -> LiveRequest:
-        label = secrets.token_hex(8)  # ids of tool calls contain it
+        label = secrets.token_hex(8)  # ids of tool calls are derived from it
         return self._submit(call.prompt, call.terms, self._uploads(call.images), stream=stream, label=label)
 
     def _submit(
