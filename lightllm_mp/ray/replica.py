@@ -1,4 +1,4 @@
-"""The Ray Serve replica: it starts one engine and ends with it. Fronts send requests to the engine's own port."""
+"""The Ray Serve replica. Its engine starts and ends with it. Fronts send requests to the engine's own port."""
 
 from __future__ import annotations
 
