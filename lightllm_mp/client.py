@@ -1,4 +1,4 @@
-"""A client of streams: its answers outlive their connection, and the process that serves them."""
+"""A client of streamed answers. A stream survives a broken connection and the death of the process that serves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from lightllm_mp.errors import EngineError
 
 PAUSE = 0.2
-"""Seconds between two attempts to come back."""
+"""Seconds between two attempts to reconnect."""
 
 Event = dict[str, Any]
 NumberedEvents = Iterator[tuple[int, Event]]
@@ -30,10 +30,10 @@ def stream(
     timeout: float = 60.0,
     patience: float = 30.0,
 ) -> Iterator[Event]:
-    """Yield every event of an answer of /generate_stream once. After a broken connection it comes back, for `patience`
-    seconds without an event; the server keeps the answer for its --resume-window. `timeout`: seconds between two
-    events. EngineError says why the server refused or failed the request; OSError or HTTPException: it cannot be
-    reached again."""
+    """Yield every event of an answer of /generate_stream once. After a broken connection it reconnects, for at most
+    `patience` seconds without an event; the server keeps the answer for its --resume-window. `timeout`: the most
+    seconds between two events. EngineError says why the server refused or failed the request. OSError or HTTPException:
+    the server cannot be reached again."""
     name, server = secrets.token_hex(16), _Peer(base_url, key, trust, timeout)
     return _resumed(lambda last: server.events("POST", "/generate_stream", body, name, last), patience)
 
@@ -59,7 +59,7 @@ def stream_chat(
                 return
             except EngineError as error:
                 if error.status != 404 or arrived:
-                    raise  # else the request never arrived
+                    raise  # else the server never got the request
         sent = True
         for event in server.events("POST", "/v1/chat/completions", {**body, "stream": True}, name, last):
             arrived = True
@@ -69,7 +69,7 @@ def stream_chat(
 
 
 def _resumed(come: Callable[[int], NumberedEvents], patience: float) -> Iterator[Event]:
-    """The events of one connection after another. `come` gives those after a number, and ends where the answer does."""
+    """The events of all connections, one after another. `come` yields those after a number until the answer's end."""
     last, deadline = 0, time.monotonic() + patience
     while True:
         try:
@@ -84,8 +84,8 @@ def _resumed(come: Callable[[int], NumberedEvents], patience: float) -> Iterator
 
 
 def get_json(base_url: str, path: str, *, key: str = "", timeout: float = 5.0) -> Any:
-    """The object at a path. EngineError with the server's status if it refuses or sends something else; OSError or
-    HTTPException if it cannot be reached."""
+    """The JSON value at a path. EngineError with the server's status if it refuses, with 404 if the answer is not JSON;
+    OSError or HTTPException if it cannot be reached."""
     connection, headers = _Peer(base_url, key, None, timeout).connect()
     with contextlib.closing(connection):
         connection.request("GET", path, headers=headers)
@@ -100,7 +100,7 @@ def get_json(base_url: str, path: str, *, key: str = "", timeout: float = 5.0) -
 
 
 class _Peer(NamedTuple):
-    """A server and how it is asked."""
+    """A server and how to reach it."""
 
     base_url: str
     key: str
@@ -108,7 +108,7 @@ class _Peer(NamedTuple):
     timeout: float
 
     def connect(self) -> tuple[http.client.HTTPConnection, dict[str, str]]:
-        """A connection, and the headers of each request."""
+        """A new connection, and the headers of each request."""
         url = urlsplit(self.base_url)
         assert url.hostname is not None
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -119,8 +119,8 @@ class _Peer(NamedTuple):
         return http.client.HTTPConnection(url.hostname, url.port, timeout=self.timeout), headers
 
     def events(self, method: str, path: str, body: object, name: str, last: int) -> NumberedEvents:
-        """The events after number `last` that one connection brings, with their numbers. ConnectionError if it breaks
-        before the answer's end."""
+        """The events of one connection after number `last`, with their numbers. ConnectionError if it breaks before the
+        answer's end."""
         connection, headers = self.connect()
         headers |= {"X-Request-Id": name, "Accept": "text/event-stream"}
         headers |= {"Last-Event-ID": str(last)} if last else {}

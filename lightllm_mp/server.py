@@ -40,7 +40,7 @@ class Server:
         self._status, status_write = os.pipe()
         fds = (config_fd, parent_read, status_write)
         try:
-            # Its own process group: a Ctrl-C in the terminal reaches only the launching program.
+            # The server gets its own process group: a Ctrl-C in the terminal reaches only the launching program.
             self._popen = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *map(str, fds)],
                 pass_fds=fds,

@@ -1,4 +1,4 @@
-"""The command `lightllm-mp completion`: a shell's completion script, made from the tables of flags."""
+"""The command `lightllm-mp completion`: prints a shell's completion script, made from the tables of flags."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PARSERS = {
     "health": "health",
     "completion": "completion",
 }
-"""Modules of the commands with an argparse parser; `serve` has its flags from config.py."""
+"""Command -> its module with an argparse parser. The flags of `serve` come from config.py."""
 
 Takes = Literal["nothing", "text", "path"]
 
 
 class CompletedWord(NamedTuple):
-    """A flag, or with an empty name an argument without one. `choices`: the values that it can have."""
+    """A flag, or a positional argument, whose name is empty. `choices`: its possible values."""
 
     name: str
     text: str
@@ -49,13 +49,13 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the script. ConfigError for another shell."""
+    """Print the script. ConfigError for an unknown shell."""
     print(SCRIPTS[parse(parser(), argv).shell](), end="")
     return 0
 
 
 def commands() -> dict[str, str]:
-    """What the help says about each command."""
+    """Command -> its description in the help."""
     return dict(re.findall(r"^  (\w+)  +(.+)$", USAGE, re.MULTILINE))
 
 

@@ -1,7 +1,7 @@
 """`lightllm-mp docker`: prints, or runs, the command that serves a model in a container.
 
-It takes the flags of LightLLM's `tools/quick_launch_docker.py`. Unlike that, the container has a read-only root, no
-capabilities and time to drain, and its port is open for this machine only unless `--host` says otherwise.
+It takes the flags of LightLLM's `tools/quick_launch_docker.py`. Unlike there, the container has a read-only root, no
+capabilities and time to drain, and only this machine reaches its port unless `--host` says otherwise.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from lightllm_mp.errors import ConfigError
 ENGINES = ("docker", "podman")
 CPU_IMAGE, CUDA_IMAGE = "lightllm-mp:cpu", "lightllm-mp:cuda"
 MODELS = PurePosixPath("/models")
-"""The folder of models in the image."""
+"""The folder of models in the container."""
 TEMPORARY = "/tmp:noexec,nosuid,nodev,size=1g"
-"""The one folder of the CPU image that is written to."""
+"""The only folder of the CPU image that a server writes to."""
 STOP_SECONDS = 60
-"""After SIGTERM the server drains for --drain-timeout (30 s) and then ends its processes."""
+"""Seconds from SIGTERM to SIGKILL: the server drains for --drain-timeout (30 s), then ends its processes."""
 SHARED_MEMORY = "1g"
-"""NCCL's, with several ranks. The server's own segments have no name and no place in /dev/shm."""
+"""The size of /dev/shm, for NCCL with several ranks. The server's own segments are anonymous and not in /dev/shm."""
 KEYS = ("LIGHTLLM_MP_API_KEYS", "LIGHTLLM_MP_ADMIN_KEYS")
-"""Variables that the container gets if they are set; the command names them without their values."""
+"""Variables that the container inherits if they are set. The command has their names without values."""
 GPU_DEVICE = Path("/dev/nvidiactl")
 LOOPBACK = "127.0.0.1"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the command; with --run become it. ConfigError for wrong flags or where no engine is found."""
+    """Print the command, or with --run execute it in place of this process. ConfigError for wrong flags or if no
+    container engine is found."""
     own, server = split(argv)
     space = parse(parser(), own)
     engine = space.engine or next(filter(shutil.which, ENGINES), None)
@@ -55,7 +56,7 @@ def _become(words: list[str], engine: str | None) -> None:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flags of this command, and those behind `--`, which are the server's."""
+    """The flags of this command, and those after `--`, which are the server's."""
     words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
     return words[:cut], words[cut + 1 :]
@@ -95,7 +96,7 @@ def parser() -> Parser:
 
 
 def command(space: argparse.Namespace, engine: str, server: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """The words of the command. ConfigError for a model that is not there or a wrong number."""
+    """The words of the command. ConfigError for a missing model or a wrong number."""
     if not 1 <= space.port <= 65535:
         raise ConfigError(f"--port {space.port}: expected 1 to 65535", param="port")
     gpus = None if space.cpu else space.gpus or ("all" if GPU_DEVICE.exists() else None)
@@ -110,12 +111,12 @@ def command(space: argparse.Namespace, engine: str, server: Sequence[str], envir
     words += ["--publish", f"{_bracketed(space.host)}:{space.port}:{space.port}"]
     words += ["--shm-size", shared] if shared else []
     words += gpu_words(engine, gpus) if gpus else []
-    words += ["--volume", "lightllm-mp-cache:/cache"] if gpus else []  # compiled kernels outlive the container
+    words += ["--volume", "lightllm-mp-cache:/cache"] if gpus else []  # keeps compiled kernels beyond the container
     words += mount.words() if mount else []
     for name in keys:
         words += ["--env", name]
     if not keys and space.host in (LOOPBACK, "localhost", "::1"):
-        words += ["--env", "LIGHTLLM_MP_ALLOWED_HOST=localhost"]  # no web page of another host may use it
+        words += ["--env", "LIGHTLLM_MP_ALLOWED_HOST=localhost"]  # refuses web pages of other hosts
     words += [space.image or (CUDA_IMAGE if gpus else CPU_IMAGE), "lightllm-mp", "serve", "--port", str(space.port)]
     words += ["--model-dir", str(mount.model)] if mount else []
     words += ["--tp", str(space.num_proc)] if space.num_proc > 1 else []
@@ -128,8 +129,8 @@ def _bracketed(host: str) -> str:
 
 
 def gpu_words(engine: str, gpus: str) -> list[str]:
-    """Docker has --gpus; podman names devices of the Container Device Interface. ConfigError for other words than all,
-    a number, or indices with commas."""
+    """The flags that give GPUs to the container: Docker has --gpus, podman names devices of the Container Device
+    Interface. ConfigError unless `gpus` is `all`, a number, or indices separated by commas."""
     indices = gpus.split(",")
     if gpus != "all" and not all(index.isdecimal() for index in indices):
         raise ConfigError(f"--gpus {gpus}: expected all, a number of GPUs, or indices like 0,1", param="gpus")
@@ -146,12 +147,12 @@ class Mount(NamedTuple):
     source: Path
     target: PurePosixPath
     model: PurePosixPath
-    """The model, at `target` or below it."""
+    """The path of the model in the container: `target` or below it."""
 
     @staticmethod
     def of(model: str) -> Mount:
-        """What must be mounted for `model`, a folder or file: the lowest folder that also holds the files to which its
-        links lead. Hugging Face's cache links each file of a snapshot to a folder beside it. ConfigError."""
+        """The mount for `model`, a folder or file: the lowest folder that also holds the targets of its links. Hugging
+        Face's cache links each file of a snapshot to a folder beside it. ConfigError for a missing model."""
         path = Path(os.path.abspath(os.path.expanduser(model)))
         if not path.exists():
             raise ConfigError(f"--model {model}: no such folder or file", param="model")

@@ -1,7 +1,7 @@
-"""`lightllm-mp health`: asks a server of this machine whether it is healthy, for the health check of a container.
+"""`lightllm-mp health`: asks a server on this machine whether it is healthy, for the health check of a container.
 
-Without flags it asks the server that runs in this container: on the port and with the scheme that PID 1 was started
-with, be it by a flag, an environment variable or a file.
+Without flags it asks the server of this container. It finds the port and the scheme in the flags, the environment and
+the configuration file with which PID 1 was started.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lightllm_mp.config import HttpConfig
 
 INIT_COMMAND = Path("/proc/1/cmdline")
 SERVERS = ("serve", "lightllm.server.api_server")
-"""Words of a command line behind which the flags of a server stand."""
+"""Words of a command line that the flags of a server follow."""
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what the server says. Returns 0 if it is healthy, 1 if it is not or does not answer."""
+    """Print the server's answer. Returns 0 if it is healthy, 1 if it is not or does not answer."""
     space = parse(parser(), argv)
     healthy, text = ask(space.url or own_url(INIT_COMMAND, os.environ), space.timeout)
     print(text)
@@ -41,28 +41,28 @@ def parser() -> Parser:
 
 
 def own_url(command: Path, environ: Mapping[str, str]) -> str:
-    """The URL of the server with this command line (a file with NUL behind each word) and environment. ConfigError for
-    wrong settings."""
+    """The URL of the server with this command line and environment. `command`: a file in which NUL ends each word.
+    ConfigError for wrong settings."""
     config, _ = resolve(server_flags(command.read_bytes().decode(errors="replace").split("\0")), environ)
     return base_url(config.http)
 
 
 def server_flags(words: Sequence[str]) -> list[str]:
-    """The flags of the server in a command line, without empty words; none if it starts no server."""
+    """The server's flags in a command line, without empty words; empty if the command starts no server."""
     begin = next((number for number, word in enumerate(words) if word in SERVERS), len(words))
     return [word for word in words[begin + 1 :] if word]
 
 
 def base_url(config: HttpConfig) -> str:
-    """Where a program on the same machine reaches the port."""
+    """The URL at which a program on the same machine reaches the port."""
     host = ANY_ADDRESS.get(config.host, config.host)
     scheme = "https" if config.ssl_certfile else "http"
     return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
 
 
 def ask(url: str, timeout: float) -> tuple[bool, str]:
-    """Whether GET `url`/health answers 200, and its body or why there is none. The certificate is not checked: the
-    connection stays on this machine, and only the status is read."""
+    """Whether GET `url`/health answers 200, and its body or the reason why there is none. The certificate is not
+    checked, because the connection stays on this machine and only the status matters."""
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))

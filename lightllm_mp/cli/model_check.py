@@ -1,5 +1,5 @@
-"""Checks the files of a model before any actor starts, in a child process: the supervisor, which lives as long as the
-server, does not keep the memory of the libraries that this takes."""
+"""Checks the files of a model before any actor starts. The check runs in a child process, so that the supervisor, which
+lives as long as the server, does not keep the memory of the libraries that the check loads."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def check_model(
     score_tokens: tuple[str, ...] = (),
     ep: int = 1,
 ) -> ModelDescription:
-    """The model's description. ModelError if the files cannot be served, ConfigError if the model cannot be split into
-    `ranks`, or its experts into `ep` parts. Without `weights` only the configuration is checked; with `images` the
-    vision half is read."""
+    """Returns the model's description. ModelError if the files cannot be served, ConfigError if the model cannot be
+    split into `ranks`, or its experts into `ep` parts. Without `weights` it checks only the configuration; with
+    `images` it also reads the vision half."""
     from lightllm_mp.models.parallel.sharding import check_ranks
 
     found = describe(ModelSource(path, task, score_tokens), weights=weights, images=images)
@@ -70,7 +70,7 @@ class Question(msgspec.Struct):
 
 
 class Reply(msgspec.Struct):
-    """What the child process found: a description, or an error."""
+    """The result of the child process: a description or an error."""
 
     description: ModelDescription | None = None
     message: str = ""

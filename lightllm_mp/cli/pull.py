@@ -1,4 +1,4 @@
-"""The command `lightllm-mp pull`: downloads a model that `serve` then reads from its folder."""
+"""The command `lightllm-mp pull`: downloads a model into a folder that `serve` can read."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Download a model and print its folder. Without a name: the default model. ORG/NA
 hub; only the files that are served are taken (safetensors rather than .bin; of several GGUF files those of --include),
 into the hub's own cache. HF_TOKEN, HF_ENDPOINT, HF_HOME and the hub's other variables count."""
 DESCRIBING = ("*.json", "*.txt", "*.model", "*.vocab", "*.tiktoken", "*.jinja", "LICENSE*")
-"""Files beside the weights, at the top of the repository."""
+"""Patterns of files beside the weights, at the top of the repository."""
 DEEPER = ("additional_chat_templates/*.jinja", "[0-9]_*/config.json")
 WEIGHTS = (("model*.safetensors", "*.safetensors"), ("pytorch_model*.bin", "*.bin"))
-"""What the loader reads, in its order: the names that it knows, else a file of the kind that is the only one."""
+"""Patterns of weights in the loader's order of preference. Of each kind: the usual names, else a single file."""
 
 Sizes = dict[str, int]
-"""Files of a repository: bytes by path."""
+"""Files of a repository: path -> bytes."""
 
 
 def parser() -> Parser:
@@ -42,7 +42,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the folder and how to serve it. ConfigError for wrong flags, ModelError if the model cannot be had."""
+    """Print the folder and how to serve it. ConfigError for wrong flags, ModelError if the download is impossible."""
     args = parse(parser(), argv)
     if args.model is None:
         print(f"{find_default_model()}\nserve it: lightllm-mp serve")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def pull(name: str, revision: str | None, include: Sequence[str]) -> Path:
-    """The folder, or the GGUF file, of a repository, downloaded where it is not in the hub's cache yet."""
+    """The folder, or the GGUF file, of a repository. Files that the hub's cache lacks are downloaded."""
     if is_offline():
         raise ModelError(f"{name} is not fetched: {OFFLINE} is set")
     try:
@@ -78,7 +78,7 @@ def pull(name: str, revision: str | None, include: Sequence[str]) -> Path:
 
 
 def _asked(name: str, ask: Any) -> Any:
-    """What the hub answers. ModelError says why it does not."""
+    """The hub's answer. ModelError with the reason if there is none."""
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
@@ -92,7 +92,7 @@ def _asked(name: str, ask: Any) -> Any:
         raise ModelError(f"{name}: the repository has no such --revision") from None
     except errors.HfHubHTTPError as error:
         raise ModelError(f"{name}: {hub} refuses it ({_first_line(error)})") from None
-    except Exception as error:  # of the library's HTTP client, which differs between its versions
+    except Exception as error:  # the HTTP client's errors differ between versions of the library
         remedy = "copy the model's folder here and name it with --model-dir"
         raise ModelError(f"{name}: {hub} cannot be reached ({_first_line(error)}); {remedy}") from None
 
@@ -109,7 +109,7 @@ def _check_room(cache: Path, wanted: int) -> None:
 
 
 def choose(name: str, sizes: Sizes, include: Sequence[str]) -> list[str]:
-    """The files to take. ModelError if there are no weights, or if a choice among GGUF files has to be made."""
+    """The files to download. ModelError if there are no weights, or if the user has to choose among GGUF files."""
     weights = _matching(sizes, include) if include else _weights(sizes)
     if include and not weights:
         raise ModelError(f"{name}: no file matches {' or '.join(include)}; it has {_listed(sizes, sizes)}")
@@ -137,7 +137,7 @@ def _weights(sizes: Sizes) -> list[str]:
 
 
 def _index_of(file: str) -> str | None:
-    """`bin` of pytorch_model.bin.index.json: the kind of weights that an index is for."""
+    """The kind of weights that an index lists: `bin` for pytorch_model.bin.index.json."""
     found = re.search(r"\.(\w+)\.index\.json$", file)
     return found[1] if found else None
 

@@ -1,4 +1,4 @@
-"""What a model writes, made harmless for a terminal: it can show text, and nothing else."""
+"""Makes a model's text harmless for a terminal: it shows characters and controls nothing."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import unicodedata
 
 KEPT = {"\n", "\t"}
 PICTURES = 0x2400
-"""Unicode's pictures of the 32 control characters begin here: escape is shown as one sign."""
+"""The first of Unicode's symbols for the 32 control characters. Each shows a control character as one sign."""
 DELETE, DELETE_PICTURE = "\x7f", "\u2421"
 JOINERS = {"\u200c", "\u200d"}
-"""Parts of words in Persian and Indic scripts, and of emoji."""
+"""Invisible characters that are kept: words in Persian and Indic scripts and emoji contain them."""
 
 
 def printable(text: str) -> str:
     """`text` without any character that moves the cursor, changes colours, answers to the terminal or reorders text.
 
-    A control character becomes its picture, every other one that has no look of its own (C1 controls, direction
-    overrides, surrogates, ...) the replacement character. Each character stands for itself: a stream may be split
-    anywhere.
+    A control character becomes its symbol. Every other character without a visible form (C1 controls, direction
+    overrides, surrogates, ...) becomes the replacement character. Each character is converted alone, so a stream may be
+    split anywhere.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -42,7 +42,7 @@ def main(
     """Serve until a signal stops the server. Returns the exit code.
 
     `parent_fd`: the server ends when this descriptor reads end-of-file. `status_fd`: when the server is ready, it
-    writes its facts there as one line of JSON (see server.py). -1: not used. `on_serving` is told the URL then.
+    writes its facts there as one line of JSON (see server.py). -1: not used. `on_serving` then gets the URL.
     """
     hide()
     end_at_sigterm()
@@ -84,13 +84,13 @@ def main(
     with listen:
         try:
             return asyncio.run(_run(config, model, listen, bool(keys), parent_fd, status_fd, on_serving))
-        except EngineError as error:  # no shared memory for the lanes; no process has started yet
+        except EngineError as error:  # no shared memory for the lanes, and no process has started yet
             return _refused(config, error)
 
 
 def end_at_sigterm() -> None:
-    """SIGTERM ends the program until the supervisor handles it. For PID 1 of a container the kernel ignores signals
-    without a handler."""
+    """Let SIGTERM end the program until the supervisor handles it. The kernel ignores signals without a handler for PID
+    1 of a container."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
@@ -104,7 +104,7 @@ def _serve_fleet(config: Config, listen: socket.socket, keys: ApiKeys, parent_fd
 
 
 def _refused(config: Config, error: EngineError) -> int:
-    """Reports in one line why the server does not start. Returns the exit code."""
+    """Report in one line why the server does not start. Returns the exit code."""
     if config.supervisor.log_json:
         log.critical("%s", error.message)
     else:
@@ -141,7 +141,8 @@ async def _run(
         supervisor.drain()
 
     def hang_up() -> None:
-        """A terminal that closes may say so twice: unlike SIGTERM, the second time is no order to stop at once."""
+        """Drain. A terminal may send SIGHUP twice when it closes. Unlike a second SIGTERM, a second SIGHUP does not
+        stop the server at once."""
         if not supervisor.draining:
             drain()
 

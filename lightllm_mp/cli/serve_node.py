@@ -1,4 +1,4 @@
-"""`lightllm-mp serve --node-rank N`: a machine that holds ranks of an engine on another one, until a signal ends it."""
+"""`lightllm-mp serve --node-rank N`: runs ranks of an engine whose first node is another machine, until a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger("lightllm_mp.node")
 
 
 def serve_node(config: Config, key: bytes, parent_fd: int = -1) -> int:
-    """Returns the exit code. `parent_fd`: see serve.py."""
+    """Run until a signal stops the node. Returns the exit code. `parent_fd`: see serve.py."""
     return asyncio.run(_run(config, key, parent_fd))
 
 
@@ -23,7 +23,7 @@ async def _run(config: Config, key: bytes, parent_fd: int) -> int:
     running = asyncio.ensure_future(agent.run())
 
     def end() -> None:
-        if not running.cancelling():  # the second time would disturb the end of the ranks
+        if not running.cancelling():  # a second cancellation would disturb the end of the ranks
             sd_notify("STOPPING=1")
             running.cancel()
 
@@ -34,7 +34,7 @@ async def _run(config: Config, key: bytes, parent_fd: int) -> int:
         loop.add_reader(parent_fd, end)
     engine = config.engine
     log.info("node %d of %d, with %d ranks", engine.node_rank, engine.nnodes, engine.ranks_per_node)
-    sd_notify("READY=1")  # to join; only the first node knows when the engine is
+    sd_notify("READY=1")  # ready to join; only the first node knows when the engine is ready
     try:
         await running
     except asyncio.CancelledError:

@@ -1,11 +1,11 @@
-"""The Python API: `Engine` and `AsyncEngine` run the actors of the server without an HTTP port, for the calling program
-alone.
+"""The Python API: `Engine` and `AsyncEngine` run the actors of the server without an HTTP port, only for the calling
+program.
 
     with Engine() as engine:
         for answer in engine.generate(["What is AI?", "Name a colour."], max_new_tokens=32):
             print(answer.text)
 
-Parameters are those of `/generate`, and the fields of OpenAI's API that constrain an answer (docs/apis.md).
+The parameters are those of `/generate`, and the fields of OpenAI's API that constrain an answer (docs/apis.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the Python API answers: completions, and answers to chats, whole or in chunks."""
+"""The answers of the Python API: completions, and answers to chats, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ChatChunk(Struct, frozen=True):
 
 
 class ChatReader:
-    """Reads the answer to one chat, event by event."""
+    """Converts the events of one chat's answer to chunks."""
 
     def __init__(self, form: ReplyForm, answer: Answer) -> None:
         self._reply = ReplyReader(form, answer)
@@ -124,7 +124,7 @@ def chat_completion(answer: Answer, form: ReplyForm) -> ChatCompletion:
 
 
 def _joined(pieces: Iterable[ToolCall]) -> list[ToolCall]:
-    """Whole calls, in order."""
+    """Joins the pieces of calls to whole calls, in order."""
     calls = dict[int | None, list[ToolCall]]()
     for piece in pieces:
         calls.setdefault(piece.index, []).append(piece)

@@ -1,4 +1,4 @@
-"""`AsyncEngine`: the engine inside an asyncio program."""
+"""`AsyncEngine`: runs the engine inside an asyncio program."""
 
 from __future__ import annotations
 

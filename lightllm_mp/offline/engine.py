@@ -1,4 +1,4 @@
-"""`Engine`: the engine inside a program. A call blocks its thread; calls of several threads run together."""
+"""`Engine`: runs the engine inside a program. A call blocks its thread; calls of several threads are batched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `Engine` and `AsyncEngine` do on the engine's own loop."""
+"""The calls of `Engine` and `AsyncEngine`, as they run on the engine's own event loop."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EngineCalls:
         return [answer.score for answer in await self._all(prompts, lambda one: self._submit(one, how))]
 
     def _submit_chat(self, call: ChatCall, *, stream: bool = False) -> LiveRequest:
-        label = secrets.token_hex(8)  # ids of tool calls are made from it
+        label = secrets.token_hex(8)  # ids of tool calls are derived from it
         return self._submit(call.prompt, call.terms, self._uploads(call.images), stream=stream, label=label)
 
     def _submit(
@@ -106,7 +106,7 @@ class EngineCalls:
         return tuple(lane.judge.video(data) if is_video(data) else lane.judge.upload(data) for data in files)
 
     async def _all(self, prompts: Sequence[P], submit: Callable[[P], LiveRequest]) -> list[Answer]:
-        """Submits at most max_live_requests at a time, so a long list is never refused."""
+        """Submit at most max_live_requests at a time, so that a long list is never refused."""
         room = asyncio.Semaphore(self._thread.config.http.max_live_requests)
 
         async def one(prompt: P) -> list[Answer]:

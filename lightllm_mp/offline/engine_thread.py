@@ -1,4 +1,4 @@
-"""The thread that an embedded engine's front and supervisor run in, and how other threads and loops ask it."""
+"""The thread of an embedded engine's front and supervisor, and the calls of other threads and event loops to it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from lightllm_mp.model_files.default_model import find_model
 
 T = TypeVar("T")
 LOOK = 1.0
-"""Seconds after which a call that waits looks whether the thread is alive: a loop that ends before a call's first step
-never completes its future."""
+"""Seconds between two checks of a waiting call whether the thread is alive: a loop that ends before the first step of a
+call never completes its future."""
 
 
 class EngineEnded(EngineError):
@@ -70,7 +70,7 @@ class EngineThread:
 
     @property
     def frontend(self) -> ResumableTable:
-        """For calls on the thread's loop."""
+        """The table of requests. Use it only on the thread's loop."""
         return self._front.frontend
 
     @property
@@ -86,11 +86,11 @@ class EngineThread:
         try:
             return future.result(timeout=0)
         except (CancelledError, TimeoutError):
-            running.close()  # does nothing if it has run
+            running.close()  # has no effect if it has run
             raise self._ended() from None
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Like `wait`, for another loop. A caller that is cancelled cancels `work`."""
+        """As `wait`, for a caller on another loop. If the caller is cancelled, so is `work`."""
         running = _awaited(work)
         future = self._scheduled(running)
         told = asyncio.wrap_future(future)
@@ -98,7 +98,7 @@ class EngineThread:
             while not told.done() and self.alive:
                 await asyncio.wait([told], timeout=LOOK)
         finally:
-            future.cancel()  # at once, before the caller's next call; does nothing if it is done
+            future.cancel()  # at once, before the caller's next call; has no effect if it is done
         try:
             return told.result()
         except (asyncio.CancelledError, asyncio.InvalidStateError):

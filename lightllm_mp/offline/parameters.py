@@ -1,4 +1,4 @@
-"""Parameters of the Python API, and what they ask of the engine."""
+"""Converts the parameters of the Python API to requests of the engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ images as {"type": "image", "image": BYTES}, or as image_url with a `data:` addr
 
 
 class ChatFields(GuideFields, frozen=True, kw_only=True):
-    """The parameters of a chat beside those of `/generate`, with the meaning they have in /v1/chat/completions."""
+    """The parameters of a chat beside those of `/generate`. They mean the same as in /v1/chat/completions."""
 
     tools: list[FunctionTool] | None = None
     tool_choice: GivenChoice | None = None
@@ -82,7 +82,7 @@ class ChatCall:
 
 
 def completion_terms(parameters: Mapping[str, Any]) -> Terms:
-    """Raises like ChatCall."""
+    """The terms of a completion. Raises as ChatCall does."""
     return _terms(*_split(parameters, GuideFields))
 
 
@@ -95,7 +95,7 @@ def as_prompt(prompt: str | Sequence[int]) -> Prompt:
 
 
 def _split(parameters: Mapping[str, Any], more: type[T]) -> tuple[RequestParameters, T]:
-    """Those of `/generate`, and those of `more`."""
+    """The parameters of `/generate`, and those of `more`."""
     own = set(RequestParameters.__struct_fields__)
     if unknown := parameters.keys() - own - set(more.__struct_fields__):
         raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
@@ -106,7 +106,7 @@ def _split(parameters: Mapping[str, Any], more: type[T]) -> tuple[RequestParamet
 
 
 def _decoded(kind: type[T], fields: dict[str, Any]) -> T:
-    """Checked as a client's JSON is."""
+    """The fields as a `kind`, with the same checks as a client's JSON."""
     try:
         data = msgspec.json.encode(fields)
     except UnicodeEncodeError:
@@ -126,7 +126,7 @@ def _terms(plain: RequestParameters, fields: GuideFields) -> Terms:
 
 
 def _content(message: Mapping[str, Any], images: list[bytes]) -> dict[str, Any]:
-    """The content of a message of parts, as chat templates take it; its images are added to `images`."""
+    """The content of a message of parts, in the form of chat templates. Appends its images to `images`."""
     parts = message.get("content")
     if not isinstance(parts, list | tuple):
         return {}
@@ -158,7 +158,7 @@ def _video(part: Mapping[str, Any]) -> bytes:
 
 
 def _image(part: Mapping[str, Any], kind: str = "image") -> bytes:
-    """The file of a part of this kind."""
+    """The file in a part of this kind."""
     if isinstance(data := part.get(kind), bytes | bytearray | memoryview):
         return bytes(data)
     url = part.get(kind + "_url")

@@ -1,6 +1,6 @@
-"""Replicas on Ray: an engine in each replica, a front that holds the requests, and a directory where they meet.
+"""A fleet on Ray Serve: each replica runs an engine, a front holds the requests, and a directory lists the replicas.
 
-Needs the extra `lightllm-mp[ray]`; nothing else of the package imports ray.
+Needs the extra `lightllm-mp[ray]`; no other package of lightllm_mp imports ray.
 """
 
 from lightllm_mp.ray.app import build_app

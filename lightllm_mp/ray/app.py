@@ -1,4 +1,4 @@
-"""The Serve application: fronts before replicas.
+"""The Ray Serve application: fronts that hold requests, and replicas that run engines.
 
 serve run lightllm_mp.ray:build_app replicas=4 flags="--model-dir /models/llama --tp 2"
 """
@@ -31,11 +31,11 @@ from lightllm_mp.replicas.http_fleet import HttpFleet
 from lightllm_mp.replicas.routing import ReplicaRouter
 
 DELAYS = {"upscale": 30.0, "downscale": 600.0}
-"""Seconds for which the work must call for another number of replicas."""
+"""Default seconds for which the work must require more, or fewer, replicas before their number changes."""
 
 
 class ServedFront:
-    """The ASGI application of a front; it asks the directory for replicas while it lives."""
+    """The ASGI application of a front. It polls the directory for replicas while it runs."""
 
     def __init__(self, application: str, relay_key: str, keys: ApiKeys, max_body_bytes: int) -> None:
         self._router = ReplicaRouter()
@@ -61,12 +61,12 @@ class ServedFront:
 
 
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
-    """The application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`; `fronts`;
-    `cpus`, `gpus` of a replica (default: one CPU, and `--tp` GPUs where the flags do not say `--device cpu`; with
-    `--nnodes` its nodes have equal parts of the GPUs, or where it has none as many CPUs each);
-    `min_replicas`, `max_replicas`, `target_tokens`, as the flags of these names, with `upscale_delay` and
-    `downscale_delay` in seconds (30, 600); `application`, a name for several of them in one cluster. The first key
-    of LIGHTLLM_MP_RELAY_KEYS is that of fronts and replicas; without it each call makes one, and fronts of an earlier
+    """Build the application of a Serve config file. Arguments: `flags`, those of `lightllm-mp serve`; `replicas`;
+    `fronts`; `cpus` and `gpus` of a replica (default: one CPU, and `--tp` GPUs unless the flags say `--device cpu` or
+    the cluster has no GPU; with `--nnodes` its nodes have equal parts of the GPUs, or without GPUs as many CPUs each);
+    `min_replicas`, `max_replicas`, `target_tokens`, as the flags of these names; `upscale_delay` and `downscale_delay`
+    in seconds (30, 600); `application`, a name that tells apart several applications of one cluster. Fronts and
+    replicas share the first key of LIGHTLLM_MP_RELAY_KEYS. Without it each call makes a key, and fronts of an earlier
     call cannot speak to replicas of a later one. Raises ConfigError."""
     given: dict[str, Any] = {"flags": arguments} if isinstance(arguments, Config) else dict(arguments)
     flags = given.get("flags", "")
@@ -93,8 +93,8 @@ def build_app(arguments: dict[str, Any] | Config) -> serve.Application:
 def build_replicas(
     config: Config, key: str, application: str, *, tenants: int, given: Mapping[str, Any] | None = None
 ) -> serve.Application:
-    """The replicas alone. `key`: the relay key. `tenants`: number of clients' keys. `given`: arguments of `build_app`.
-    Raises ConfigError."""
+    """Build the replicas without fronts. `key`: the relay key. `tenants`: the number of clients' keys. `given`: the
+    arguments of `build_app`. Raises ConfigError."""
     given = given or {}
     on_cpu, nodes = config.model.device == "cpu", config.engine.nnodes
     cpus = float(given.get("cpus", 1))
@@ -133,10 +133,10 @@ def _scale(given: Mapping[str, Any], flags: FleetConfig) -> dict[str, Any]:
 
 
 def has_gpus() -> bool:
-    """The cluster has GPUs."""
+    """Whether the cluster has GPUs."""
     return ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
 
 
 class _Front:
     def __init__(self, replicas: Any) -> None:
-        """`replicas`: so that Serve deploys them with the front; requests take their own way."""
+        """`replicas` makes Serve deploy them with the front; requests do not pass through its handle."""

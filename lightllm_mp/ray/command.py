@@ -1,6 +1,7 @@
-"""`lightllm-mp serve --replicas N`: a fleet on this machine with a Ray of its own, or in a cluster (--ray-address).
+"""`lightllm-mp serve --replicas N`: a fleet on this machine with its own Ray, or in a cluster (--ray-address).
 
-The front is in this process, on the port that one engine would have; replicas are a deployment of Serve without HTTP.
+The front runs in this process, on the port that a single engine would have. The replicas are a deployment of Ray Serve
+without HTTP.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from lightllm_mp.replicas.routing import ReplicaRouter
 
 APPLICATION = "lightllm_mp"
 OBJECT_STORE = 80 << 20
-"""Bytes; requests do not pass Ray's object store."""
+"""Bytes. Small, because requests do not pass through Ray's object store."""
 TURN = 0.1
-"""Seconds between two looks for the first replica."""
+"""Seconds between two checks for the first replica."""
 
 log = logging.getLogger("lightllm_mp.fleet")
 
@@ -51,7 +52,7 @@ def serve_fleet(
     """Serve until a signal stops the fleet. Returns the exit code. `parent_fd`, `status_fd`: as in cli/serve.py."""
     embedded = config.fleet.ray_address is None
     if embedded:
-        # Names of cores for Ray's own count; engines share the real ones.
+        # Logical CPUs that only Ray counts; the engines share the real cores.
         cpus = max(_most(config) * config.engine.nnodes + 1, os.cpu_count() or 1)
         ray.init(
             num_cpus=cpus, object_store_memory=OBJECT_STORE, include_dashboard=False, logging_level=logging.WARNING
@@ -84,7 +85,7 @@ class _FleetServer:
         watching = asyncio.create_task(self._watch())
         deployed = _in_thread(self._deploy)
         print(f"lightllm-mp starts {self._config.fleet.replicas} replicas", file=sys.stderr, flush=True)
-        if http.reuse_port:  # the server before keeps all connections until a replica is ready
+        if http.reuse_port:  # the old server keeps all connections until a replica is ready
             await self._ready(deployed)
             self._listen.listen(BACKLOG)
         app = create_fleet_app(self._door, http, self._keys)
@@ -95,7 +96,7 @@ class _FleetServer:
                 await self._report(url)
                 await self._ended.wait()
                 await self._drain(port)
-        except (RuntimeError, ray.exceptions.RayError) as error:  # Serve says so when a deployment fails
+        except (RuntimeError, ray.exceptions.RayError) as error:  # what Serve raises when a deployment fails
             log.critical("%s", error)
             return EXIT_START_FAILED
         finally:
@@ -132,7 +133,8 @@ class _FleetServer:
             await asyncio.sleep(PERIOD / 2)
 
     async def _ready(self, deployed: Future[None]) -> bool:
-        """A replica takes requests; False: the server is to end before that. Raises what the deployment raised."""
+        """Wait for a replica that takes requests. False if the server must end first. Raises the error of the
+        deployment."""
         while not (self._front.accepting or self._ended.is_set()):
             if deployed.done():
                 deployed.result()
@@ -157,7 +159,7 @@ class _FleetServer:
         self._door.draining = True
         await _first_of(self._door.quiet(), self._at_once.wait(), asyncio.sleep(supervision.drain_timeout))
 
-    # --- in threads, since Serve blocks ---
+    # --- in threads, because Serve blocks ---
 
     def _deploy(self) -> None:
         serve.start(proxy_location="Disabled")
@@ -173,7 +175,7 @@ class _FleetServer:
 
 
 def _in_thread(call: Callable[[], None]) -> Future[None]:
-    """The future of a call in a thread that does not keep this process from ending."""
+    """Run a call in a daemon thread, which does not keep this process from ending. Returns its future."""
     future: Future[None] = Future()
 
     def run() -> None:
@@ -197,12 +199,12 @@ async def _first_of(*waits: Any) -> None:
 
 
 def _most(config: Config) -> int:
-    """Replicas that there may be at once."""
+    """The most replicas at once."""
     return max(config.fleet.replicas, config.fleet.max_replicas or 0)
 
 
 def _shared(config: Config) -> Config:
-    """The engines of one machine without GPUs share its memory and cores."""
+    """The configuration of each engine: on one machine without GPUs they share its memory and cores."""
     if config.model.device == "cuda" or has_gpus():
         return config
     count, engine = _most(config), config.engine

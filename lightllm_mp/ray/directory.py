@@ -1,7 +1,7 @@
-"""Where replicas say that they are there: one small actor of the cluster.
+"""The directory of replicas: a small Ray actor to which replicas report and which fronts ask for the list.
 
-Requests do not pass it. When it dies, Ray starts it again and replicas report within a second. Fronts keep the list
-that they have while it does not answer, and until it has listened for long enough to know who is gone.
+Requests do not pass through it. When it dies, Ray restarts it and replicas report within a second. Fronts keep their
+list while the directory does not answer, and until it has run long enough to know which replicas are gone.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from lightllm_mp.replicas.http_fleet import ReplicaFacts
 PERIOD = 1.0
 """Seconds between two reports of a replica."""
 FORGOTTEN = 5.0
-"""A replica that has not reported for so many seconds is gone."""
+"""Seconds without a report after which a replica counts as gone."""
 PATIENCE = 3.0
-"""Seconds in which the directory answers."""
+"""Seconds that the directory has to answer."""
 NAMESPACE = "lightllm_mp"
 
 
 class Directory:
-    """Its clock runs only while it is asked: when it was stopped itself, nobody is forgotten for that."""
+    """Lists the replicas that report. Between two calls its clock advances by at most PERIOD, so a pause of the
+    directory itself removes no replica."""
 
     def __init__(self) -> None:
         self._replicas: dict[str, tuple[dict[str, Any], float]] = {}
@@ -40,7 +41,7 @@ class Directory:
         self._replicas.pop(name, None)
 
     def replicas(self) -> tuple[dict[str, dict[str, Any]], bool]:
-        """Those that reported lately, and whether these are all: not before each has had the time to report."""
+        """The replicas that reported lately, and whether the list is complete: each has had the time to report."""
         oldest = self._now() - FORGOTTEN
         self._replicas = {name: found for name, found in self._replicas.items() if found[1] > oldest}
         return {name: facts for name, (facts, _) in self._replicas.items()}, oldest > 0
@@ -53,14 +54,14 @@ class Directory:
 
 
 class DirectoryClient:
-    """The directory of an application, started by whoever needs it first."""
+    """Calls the directory of an application. The first client that needs the directory starts it."""
 
     def __init__(self, application: str) -> None:
         self._name = f"directory of {application}"
         self._actor: Any = None
         self._known: dict[str, ReplicaFacts] = {}
         self._finder = ThreadPoolExecutor(1, "directory")
-        """Ray blocks who looks for an actor, for minutes when its head is away."""
+        """A thread for looking up the actor: Ray blocks the caller, for minutes if the head node is unreachable."""
 
     async def report(self, name: str, facts: ReplicaFacts) -> None:
         await self._call("report", name, msgspec.structs.asdict(facts))
@@ -69,7 +70,7 @@ class DirectoryClient:
         await self._call("leave", name)
 
     async def replicas(self) -> dict[str, ReplicaFacts] | None:
-        """None: the directory does not answer."""
+        """All known replicas by name; None if the directory does not answer."""
         if (answer := await self._call("replicas")) is None:
             return None
         found, are_all = {name: ReplicaFacts(**facts) for name, facts in answer[0].items()}, answer[1]
@@ -77,7 +78,7 @@ class DirectoryClient:
         return self._known
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        with contextlib.suppress(Exception):  # what Ray raises has no base in common
+        with contextlib.suppress(Exception):  # the errors that Ray raises have no common base
             async with asyncio.timeout(PATIENCE):
                 if self._actor is None:
                     self._actor = await asyncio.get_running_loop().run_in_executor(self._finder, self._find)
@@ -90,6 +91,6 @@ class DirectoryClient:
         return ray.remote(Directory).options(num_cpus=0, max_restarts=-1, **options).remote()
 
     def end(self) -> None:
-        """Nobody needs it any more."""
+        """End the directory's actor."""
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))

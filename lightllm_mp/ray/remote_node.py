@@ -1,4 +1,5 @@
-"""The ranks of a replica on its other nodes (`--nnodes`): an actor in each bundle of its placement group but one."""
+"""The ranks of a replica on its other nodes (`--nnodes`): one actor in each bundle of its placement group but the
+first."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from lightllm_mp.server import Server
 
 
 class RemoteNode:
-    """`config`: of this node, as MessagePack. It joins the replica, and again when that is repaired. When its process
-    ends, Ray starts the actor again; when its machine is gone, in the place that the bundle gets."""
+    """Runs the ranks of one node. `config`: the node's configuration, as MessagePack. `key`: the relay key. The node
+    joins the replica, and joins again after the replica is repaired. When its process ends, Ray restarts the actor;
+    when its machine is lost, Ray restarts it where it places the bundle again."""
 
     def __init__(self, config: bytes, key: str) -> None:
         os.environ[RELAY_ENVIRONMENT] = key
@@ -33,7 +35,8 @@ class RemoteNode:
 
 
 def start_nodes(config: Config, key: str, program: type[RemoteNode] = RemoteNode) -> list[Any]:
-    """For the replica that calls it, with its own configuration. The actors end when it does."""
+    """Start the actors of the calling replica's other nodes. `config`: the replica's. They end when the replica
+    ends."""
     group = ray.util.get_current_placement_group()
     assert group is not None
     found = []

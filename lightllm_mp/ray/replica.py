@@ -1,4 +1,4 @@
-"""A replica: the engine of one placement, started and ended with it. Requests reach it over its own port."""
+"""The Ray Serve replica. Its engine starts and ends with it. Fronts send requests to the engine's own port."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from lightllm_mp.server import Server
 
 START_SECONDS = 1800.0
 HAND_OVER_SECONDS = 20.0
-"""In which a replica that is to end gives its stored responses to others."""
+"""Seconds in which a replica that is about to end gives its stored responses to others."""
 REPAIR_SECONDS = 300.0
-"""An engine that is in trouble for longer than any repair takes is replaced with its replica."""
+"""No repair takes longer. Serve replaces a replica whose engine does not answer for more seconds."""
 
 
 class LightLLMReplica:
-    """`config`: of the engine, as MessagePack. `key`: the relay key of the fleet. `host`: where its engine listens
-    (default: the node's address). `tenants`: number of keys that clients have."""
+    """`config`: the engine's configuration, as MessagePack. `key`: the relay key of the fleet. `host`: the address on
+    which the engine listens (default: the node's). `tenants`: the number of keys that clients have."""
 
     NODE: type[RemoteNode] = RemoteNode
-    """The actor of each other node."""
+    """The class of the actor on each other node."""
 
     def __init__(self, config: bytes, key: str, application: str, host: str | None = None, tenants: int = 1) -> None:
         given = msgspec.msgpack.decode(config, type=Config)
@@ -45,7 +45,7 @@ class LightLLMReplica:
             host=address,
             port=0,
             max_connections_per_address=0,
-            # What concerns clients is the front's.
+            # The front handles what concerns clients.
             api_key_file=None,
             ssl_certfile=None,
             ssl_keyfile=None,
@@ -54,7 +54,7 @@ class LightLLMReplica:
             reuse_port=False,
         )
         self._key = os.environ[RELAY_ENVIRONMENT] = key
-        # Clients come through the front, and have none of these; their number divides what tenants share.
+        # No client has these keys: clients come through the front. Their number divides what tenants share.
         os.environ[ENVIRONMENT] = ",".join(secrets.token_hex(32) for _ in range(max(1, tenants)))
         self._name = serve.get_replica_context().replica_id.unique_id
         supervisor = replace(given.supervisor, drain_delay=0.0)
@@ -68,33 +68,34 @@ class LightLLMReplica:
         self._directory = DirectoryClient(application)
         self._trouble_since: float | None = None
         self._work = 0.0
-        """Tokens that the engine still has to compute, as it said last."""
+        """Tokens that the engine still has to compute, by its last answer."""
         self._draining = False
         self._reports = asyncio.get_running_loop().create_task(self._report())
 
     async def check_health(self) -> None:
-        """Fails only for what the engine cannot repair itself: Serve would kill what is being repaired."""
+        """Raises RuntimeError only for what the engine cannot repair itself, because Serve kills a replica that
+        fails."""
         if self._server.exit_code is not None:
             raise RuntimeError(f"the engine has ended with code {self._server.exit_code}")
         if self._trouble_lasts(asyncio.get_running_loop().time()) > REPAIR_SECONDS:
             raise RuntimeError("the engine is not healthy for longer than a repair takes")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """For the policy (replicas/autoscaling.py)."""
+        """The metric of the autoscaling policy (replicas/autoscaling.py)."""
         return {TOKENS: self._work}
 
     async def __del__(self) -> None:
-        """Serve calls it when the replica is to end: no new requests, and the running ones end."""
+        """Serve calls it before the replica ends. It refuses new requests, hands over stored responses, and drains."""
         self._draining = True
         await self._hand_over()
         self._server.drain()
-        while self._server.exit_code is None:  # meanwhile it reports, so that fronts keep their connections
+        while self._server.exit_code is None:  # reports continue, so that fronts keep their connections
             await asyncio.sleep(0.1)
         self._reports.cancel()
         await self._directory.leave(self._name)
 
     async def _hand_over(self) -> None:
-        """Give stored responses to other replicas."""
+        """Give the stored responses to other replicas."""
         router = ReplicaRouter()
         fleet = HttpFleet(router, self._key)
         await fleet.update(await self._directory.replicas() or {})
@@ -122,11 +123,11 @@ class LightLLMReplica:
             await asyncio.sleep(PERIOD)
 
     def _trouble_lasts(self, now: float) -> float:
-        """Seconds; 0: there is none."""
+        """Seconds since the engine stopped answering; 0 if it answers."""
         return 0.0 if self._trouble_since is None else now - self._trouble_since
 
     def _load(self) -> float | None:
-        """Tokens that the engine still has to compute, an estimate; None: it is in trouble."""
+        """An estimate of the tokens that the engine still has to compute; None if it does not answer."""
         headers = {"Authorization": f"Bearer {os.environ[ENVIRONMENT].split(',')[0]}"}
         request = urllib.request.Request(self._server.base_url + "/token_load", headers=headers)
         try:

@@ -1,4 +1,4 @@
-"""The front of a fleet as an ASGI application: all routes of the engine, with its keys."""
+"""The front of a fleet as an ASGI application. It serves all routes of the engine and checks the same API keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class FrontApp:
-    """`max_body_bytes`: longer bodies get 413."""
+    """Serves the front to an ASGI server. `max_body_bytes`: longer bodies get 413."""
 
     def __init__(self, door: FrontDoor, *, max_body_bytes: int) -> None:
         self._door, self._most = door, max_body_bytes
@@ -64,7 +64,7 @@ class FrontApp:
                 await asyncio.gather(answering, leaving, return_exceptions=True)
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """None: the client has left. Raises PayloadTooLarge."""
+        """The whole body; None if the client disconnects before its end. Raises PayloadTooLarge."""
         body = bytearray()
         while True:
             message = await receive()
@@ -78,7 +78,7 @@ class FrontApp:
 
 
 class _Answer:
-    """An answer on its way to the client. `look`: it wants no body."""
+    """Sends an answer to the client. `look`: the request is HEAD, so the body is left out."""
 
     def __init__(self, send: Send, label: str, *, look: bool) -> None:
         self._send, self._label, self._look = send, label, look

@@ -1,7 +1,7 @@
-"""How many replicas a fleet needs: as many as hold their work to a number of tokens each.
+"""The autoscaling policy of a fleet: enough replicas that each has at most a target number of tokens to compute.
 
-A replica reports the tokens that it expects to compute for the requests that it has, queued and running. Serve takes
-the mean of some time, calls the policy, and applies bounds and delays to what it answers.
+Each replica reports the tokens that it expects to compute for its requests, queued and running. Ray Serve averages the
+reports over a time window, calls the policy, and applies bounds and delays to the policy's answer.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 TOKENS = "expected_tokens"
-"""The name under which replicas report their work."""
+"""The name of the metric in which replicas report their work."""
 SLACK = 0.8
-"""A fleet shrinks only to a size at which its work is this share of what it may be, so that it does not grow again."""
+"""A fleet shrinks only to a size at which its work is this share of the target, so that it does not grow again."""
 
 
 class ScalingContext(Protocol):
-    """What the policy reads of Serve's `AutoscalingContext`."""
+    """The part of Serve's `AutoscalingContext` that the policy reads."""
 
     @property
     def target_num_replicas(self) -> int: ...
@@ -26,13 +26,13 @@ class ScalingContext(Protocol):
 
 
 class TokenPolicy:
-    """`target_tokens`: expected work of a replica."""
+    """`target_tokens`: the most expected work of a replica, in tokens."""
 
     def __init__(self, target_tokens: float) -> None:
         self._target = target_tokens
 
     def __call__(self, context: ScalingContext) -> tuple[int, dict[str, Any]]:
-        """The number of replicas, and no state. Where no replica reports, it stays."""
+        """The number of replicas, and an empty state. Without reports the number stays."""
         reports = (context.aggregated_metrics or {}).get(TOKENS, {})
         present = context.target_num_replicas
         if not reports:

@@ -1,4 +1,4 @@
-"""A request on its way from the front to a replica."""
+"""The request that a front sends to a replica, and the interface through which it sends."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from msgspec import Struct
 
 
 class RelayCall(Struct, frozen=True, kw_only=True):
-    """`path` with its query. `headers`: those of the client that the engine needs, the label among them."""
+    """`path` includes the query. `headers`: the client's headers that the engine needs, with the request's label."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes = b""
     tenant: str = ""
-    """Hexadecimal; empty: there are no keys."""
+    """Hexadecimal; empty if there are no keys."""
     access: str = "user"
-    """What the client's key opens; `relay`: the front asks for itself."""
+    """What the client's key permits; `relay`: the front sends the request for itself."""
     taken: int = 0
-    """Events that the client has."""
+    """Events that the client has received."""
 
 
 class ReplicaLost(Exception):
-    """The replica, or the way to it, is gone. `reached`: it had the request, which may be what ended it."""
+    """The replica, or the connection to it, is lost. `reached`: it had the request, which may have caused the loss."""
 
     def __init__(self, message: str, *, reached: bool = True) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class ReplicaLost(Exception):
 
 
 class Fleet(Protocol):
-    """The way to replicas."""
+    """Sends requests to replicas by name."""
 
     def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
-        """The frames of the answer (frames.py), some at once. Raises ReplicaLost. Closing it cancels the request."""
+        """The frames of the answer (frames.py), in lists. Raises ReplicaLost. Closing it cancels the request."""

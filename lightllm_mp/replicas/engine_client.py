@@ -1,8 +1,8 @@
-"""The way to an engine: over its port, and again when the process behind the port was replaced.
+"""A client of one engine's port. It reconnects when the process behind the port is replaced.
 
-An engine's supervisor keeps the port open while the process behind it is replaced: a connection that breaks is made
-again. One that is refused tells that the whole engine is gone; one that is silent, or cannot be made, that the way to
-it is: the request is lost to it at once.
+An engine's supervisor keeps the port open while it replaces the process behind it, so the client makes a broken
+connection again. A refused connection means that the whole engine is gone. A silent connection, or one that cannot be
+made in time, means that the network path is gone. In both cases the client raises ReplicaLost at once.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from lightllm_mp.replicas.frames import FrameReader
 
 LABEL = "X-Request-Id"
 PAUSE = 0.1
-"""Seconds between two attempts to come back."""
+"""Seconds between two attempts to reconnect."""
 CONNECT = 5.0
-"""Seconds in which an engine accepts a connection."""
+"""Seconds that an engine has to accept a connection."""
 SILENCE = 5 * ALIVE_SECONDS
-"""Seconds without a frame after which an engine is lost."""
+"""Seconds without a frame after which an engine counts as lost."""
 LOOK = aiohttp.ClientTimeout(total=2.0)
 
 
 class EngineClient:
-    """`key`: the relay key. `patience`: seconds that a repair of the engine's port may take. `on_lost`: called when the
-    engine cannot be reached."""
+    """`key`: the relay key. `patience`: seconds that a repair of the engine may take. `on_lost`: called when the engine
+    is lost."""
 
     def __init__(
         self, base_url: str, key: str, *, patience: float = 10.0, on_lost: Callable[[], None] = lambda: None
@@ -47,7 +47,7 @@ class EngineClient:
         self._base, self._key, self._patience, self._closed = base_url, key, patience, False
         self._replies = set[aiohttp.ClientResponse]()
         self.reachable = True
-        """False from when its engine is lost until it answers again: see `look`."""
+        """False from the loss of the engine until it answers again: see `look`."""
         self._looking: asyncio.Task[None] | None = None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=SILENCE)
         self._session = aiohttp.ClientSession(
@@ -57,14 +57,14 @@ class EngineClient:
     async def close(self) -> None:
         """The engine is gone: all its calls raise ReplicaLost at once."""
         self._closed = True
-        for reply in self._replies:  # closing the session wakes nobody who reads
+        for reply in self._replies:  # closing the session does not wake its readers
             reply.content.set_exception(ConnectionResetError("it has left"))
         if self._looking is not None:
             self._looking.cancel()
         await self._session.close()
 
     def look(self) -> None:
-        """See whether an engine that was lost answers again."""
+        """Check in the background whether a lost engine answers again."""
         if not self.reachable and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look())
 
@@ -74,7 +74,7 @@ class EngineClient:
                 self.reachable = True
 
     async def call(self, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
-        """The frames of the answer. Raises ReplicaLost if the engine cannot go on with it."""
+        """The frames of the answer. Raises ReplicaLost if the engine cannot continue it."""
         begun, until = _Progress(call), monotonic() + self._patience
         while not self._closed:
             try:
@@ -109,11 +109,11 @@ class EngineClient:
         return ReplicaLost(why, reached=begun.reached)
 
     async def _frames(self, call: RelayCall) -> AsyncIterator[bytes]:
-        """The pieces of one connection."""
+        """The bytes of one connection, in pieces."""
         headers = {**call.headers, KEY_HEADER: self._key, TENANT_HEADER: call.tenant, ACCESS_HEADER: call.access}
         if call.taken:
             headers["Last-Event-ID"] = str(call.taken)
-        url = URL(self._base + call.path, encoded=True)  # as the client wrote it
+        url = URL(self._base + call.path, encoded=True)  # escaped as the client wrote it
         async with self._session.request(call.method, url, data=call.body, headers=headers) as reply:
             if reply.status != 200 or reply.content_type != CONTENT_TYPE:
                 raise ReplicaLost(f"its engine answers {reply.status} without frames")
@@ -127,7 +127,7 @@ class EngineClient:
 
 
 class _Progress:
-    """How far an answer has come over the connections that it took."""
+    """The progress of an answer over all its connections."""
 
     def __init__(self, call: RelayCall) -> None:
         self._call, self._events, self._recorded, self._again = call, call.taken, False, False
@@ -146,12 +146,12 @@ class _Progress:
         )
 
     def broken(self) -> None:
-        """Its connection is gone."""
+        """The connection is broken."""
         self.reader, self._again = FrameReader(), True
 
     def take(self, frame: bytes) -> bool:
-        """Whether the engine is at work: the record comes again with every connection. Raises ReplicaLost, or
-        ConnectionError for an engine that starts."""
+        """Whether the frame shows that the engine makes progress. Frames of the record do not: each connection repeats
+        them. Raises ReplicaLost, or ConnectionError if the engine is still starting."""
         self.reached = True
         match frame[:1]:
             case frames.HEAD if self._again:

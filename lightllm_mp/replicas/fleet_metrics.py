@@ -1,4 +1,4 @@
-"""The metrics of a fleet: those of every replica, with a label that names it, and the front's own."""
+"""The metrics page of a fleet: the samples of every replica, labelled with its name, and the front's own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 
 def merged(pages: Mapping[str, str], own: str = "") -> str:
-    """One page in Prometheus' text format of those of several replicas, by their names. `own`: a page without the
-    label. The samples of a metric stand together, as the format asks."""
+    """One page in Prometheus' text format. `pages`: replica name -> its page. `own`: the front's page, which gets no
+    label. The samples of a metric stand together, as the format requires."""
     families: dict[str, tuple[list[str], list[str]]] = {}
     for name, page in pages.items():
         quoted = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -17,7 +17,7 @@ def merged(pages: Mapping[str, str], own: str = "") -> str:
 
 
 def own_metrics(values: Iterable[tuple[str, str, str, float]]) -> str:
-    """A page of single numbers, each (name, type, help, value)."""
+    """A page of metrics without labels, each (name, type, help, value)."""
     return "".join(
         f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name} {float(value)}\n" for name, kind, text, value in values
     )

@@ -1,4 +1,4 @@
-"""What a request leaves in the caches of the replica that answers it, as far as its body tells without a tokenizer."""
+"""Estimates from a request's body, without a tokenizer, what the request leaves in the caches of its replica."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import msgspec
 from msgspec import Raw, Struct
 
 BLOCK = 256
-"""Bytes of the prompt's text that one digest stands for."""
+"""Bytes of the prompt's text per digest."""
 MOST_BLOCKS = 512
-"""Longer prompts are known by their beginning."""
+"""The most digests of a prompt; the rest of a longer prompt has none."""
 BYTES_PER_TOKEN = 4
 MOST_IMAGES = 64
 IMAGE_TOKENS = 576
-"""Work of an image that is not in the cache, in tokens of a prompt."""
+"""The work of an image that is not cached, in prompt tokens."""
 ANSWER = 256
-"""Expected tokens of an answer, where the request sets no lower limit."""
+"""Expected tokens of an answer if the request sets no lower limit."""
 _FILE = re.compile(rb'"(?:data:[^",]{0,64},)?([A-Za-z0-9+/\\]{512,}={0,2})"')
 """A file in base64: an image. JSON may escape its slashes."""
 _ADDRESS = re.compile(rb'"url" ?: ?"(https?:[^"]{1,4096})"')
 
 
 class Footprint(Struct, frozen=True, array_like=True):
-    """Digests are 64-bit numbers. Equal beginnings of prompts have equal first digests."""
+    """`blocks`, `images`: 64-bit digests. Prompts with the same prefix have the same first block digests."""
 
     blocks: tuple[int, ...] = ()
     images: tuple[int, ...] = ()
     prompt_tokens: int = 0
-    """An estimate, with its images."""
+    """An estimate that includes images."""
     answer_tokens: int = 0
     """An estimate."""
 
@@ -40,7 +40,7 @@ class _Parameters(Struct):
 
 
 class _Asked(Struct):
-    """The fields of all APIs that make the prompt, in the order in which a model sees them, and its limits."""
+    """The fields of all APIs that form the prompt, in the order in which a model sees them, and the token limits."""
 
     tools: Raw = Raw(b"")
     system: Raw = Raw(b"")
@@ -63,8 +63,8 @@ _parameters = msgspec.json.Decoder(_Parameters)
 
 
 def footprint(body: bytes, tenant: bytes = b"") -> Footprint:
-    """Of a request's body in any of the APIs. Tenants share no cache, so their digests differ. A body that is not of
-    these APIs has an empty one."""
+    """The footprint of a request's body in any of the APIs; empty if the body is not of these APIs. Tenants share no
+    cache, so their digests differ."""
     try:
         asked = _asked.decode(body)
     except msgspec.DecodeError:
@@ -87,7 +87,7 @@ def footprint(body: bytes, tenant: bytes = b"") -> Footprint:
 
 
 def _chain(text: bytes, seed: bytes) -> tuple[int, ...]:
-    """A digest for each whole block, of all text up to its end."""
+    """For each whole block the digest of all text up to its end."""
     found, last = [], seed
     for start, end in pairwise(range(0, min(len(text), MOST_BLOCKS * BLOCK) + 1, BLOCK)):
         last = _digest(last + text[start:end])

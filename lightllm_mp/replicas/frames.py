@@ -1,4 +1,4 @@
-"""Reads the frames of a relayed answer (actors/http/relayed_answer.py), and keeps the record of its request."""
+"""Reads the frames of a relayed answer (actors/http/relayed_answer.py) and collects the record of its request."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from msgspec import Struct
 from lightllm_mp.actors.front.request_journal import decode_head
 
 HEAD, BODY, END, ALIVE, REQUEST, FILE, EVENTS = b"R", b"B", b"Z", b"K", b"H", b"F", b"E"
-"""ALIVE comes from a replica whose engine says nothing for a while."""
+"""A replica sends ALIVE while its engine has no other frame to send."""
 _FRAME, _EVENTS, _STATUS = struct.Struct("<cI"), struct.Struct("<I"), struct.Struct("<H")
 
 
 class Head(Struct, frozen=True):
-    """Of an answer."""
+    """The status and headers of an answer."""
 
     status: int
     headers: dict[str, str]
 
     @property
     def streamed(self) -> bool:
-        """Its events are for the client at once; any other body is one thing."""
+        """Events go to the client at once; any other body goes as a whole."""
         return self.headers.get("Content-Type", "").startswith("text/event-stream")
 
 
 class FrameReader:
-    """Splits pieces of bytes into frames, each its kind and payload."""
+    """Splits pieces of bytes into frames: one byte of kind, then the payload."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -55,19 +55,19 @@ def head(frame: bytes) -> Head:
 
 
 def body(frame: bytes) -> tuple[int, bytes]:
-    """(events that the client has after it, bytes)"""
+    """(events that the client has received after this frame, bytes of the body)"""
     return _EVENTS.unpack_from(frame, 1)[0], frame[5:]
 
 
 class Record:
-    """What another engine needs to go on with a request. False: the engine has not begun it."""
+    """What another engine needs to continue a request. False if the engine has not begun the request."""
 
     def __init__(self) -> None:
         self._files: list[bytes] = []
         self._frames: list[bytes] = []
 
     def add(self, frame: bytes) -> None:
-        """A frame of the record. A head begins it anew; its images came before."""
+        """Add a frame. A head restarts the record; the files of its images come before it."""
         if frame[:1] == FILE:
             self._files.append(frame)
         elif frame[:1] == REQUEST:
@@ -81,7 +81,7 @@ class Record:
 
     @property
     def keep(self) -> float:
-        """Seconds for which its engine stores the answer; 0: it is not stored."""
+        """Seconds for which the engine stores the answer; 0 if it is not stored."""
         head = next((frame for frame in self._frames if frame[:1] == REQUEST), None)
         return decode_head(head).keep if head is not None else 0.0
 

@@ -1,5 +1,5 @@
 """The front of a fleet: it holds each request until its last byte is delivered, and sends it to another replica when
-one is lost. The same rule as inside an engine (docs/architecture.md): a crash costs time, never a request."""
+one is lost. The rule is the same as inside an engine (docs/architecture.md): a crash costs time, never a request."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lightllm_mp.replicas.whole_answer import whole_answer
 log = logging.getLogger(__name__)
 
 ASK_SECONDS = 5.0
-"""For what concerns the whole fleet."""
+"""Seconds that each replica has to answer a question to the whole fleet."""
 AVOIDED = 5.0
-"""Seconds for which a request does not go back to a replica that was lost or refused it."""
+"""Seconds for which a request does not return to a replica that was lost."""
 FRUITLESS = 3
-"""A request that loses so many replicas without another token is given up: it may be what ends them."""
+"""A request that loses this many replicas in a row without a new token fails: it may be what crashes them."""
 OWNERS = 100_000
-"""Requests whose replica is remembered, for clients that come back."""
+"""The most requests whose replica the front remembers, for clients that reconnect."""
 TIMEOUT = "X-Request-Timeout"
 FORWARDED = (
     LABEL,
@@ -46,10 +46,10 @@ FORWARDED = (
     "traceparent",
     "tracestate",
 )
-"""Headers of the client that the engine gets; keys stay here."""
+"""Headers of the client that go to the engine. API keys do not."""
 OWNED = ("/requests/", "/v1/responses/")
 REFUSALS = (429, 503)
-"""The replica is full or starts: another one may take the request."""
+"""The replica is full or is starting: another one may take the request."""
 
 Piece = Head | bytes
 Answer = AsyncGenerator[Piece, None]
@@ -58,17 +58,17 @@ Answer = AsyncGenerator[Piece, None]
 
 class FleetFront:
     def __init__(self, fleet: Fleet, router: ReplicaRouter, *, wait: float = 30.0, begun_wait: float = 600.0) -> None:
-        """`wait`: seconds for which a request waits while no replica takes it; `begun_wait`: one that has begun."""
+        """`wait`: seconds that a request waits for a replica; `begun_wait`: the same for a request that has begun."""
         self._fleet, self._router, self._wait, self._begun_wait = fleet, router, wait, begun_wait
         self.stored = StoredResponses(fleet, router)
         self._owners: OrderedDict[tuple[str, str], str] = OrderedDict()
         """(tenant, label) -> replica."""
         self.moved = self.lost = 0
-        """Requests that went on at another replica, and those that could not."""
+        """Requests that continued at another replica, and requests that could not."""
 
     @property
     def replicas(self) -> list[str]:
-        """Their names."""
+        """Names of all known replicas."""
         return list(self._router.replicas)
 
     @property
@@ -77,7 +77,7 @@ class FleetFront:
         return sum(replica.accepting for replica in self._router.replicas.values())
 
     async def ask_all(self, path: str, tenant: bytes, access: str) -> dict[str, tuple[int, bytes]]:
-        """The status and body that each replica answers GET with, of those that do soon."""
+        """The status and body of each replica's answer to GET, without replicas that do not answer in ASK_SECONDS."""
         call = RelayCall(
             method="GET", path=path, headers={LABEL: checked_label("")}, tenant=tenant.hex(), access=access
         )
@@ -98,7 +98,7 @@ class FleetFront:
         tenant: bytes = b"",
         access: str = "user",
     ) -> Answer:
-        """`access`: what the client's key opens. Close the answer of a client that leaves."""
+        """`access`: what the client's key permits. The caller closes the answer when the client disconnects."""
         given = {name.lower(): value for name, value in headers.items()}
         kept = {name: given[name.lower()] for name in FORWARDED if name.lower() in given}
         kept[LABEL] = checked_label(kept.get(LABEL, ""))
@@ -174,7 +174,7 @@ class FleetFront:
             avoided[name] = monotonic() + self._wait
 
     async def _owned(self, asked: _Asked) -> Answer:
-        """What one replica keeps: it is asked first, then the others."""
+        """The answer about a request that one replica keeps. That replica is asked first, then the others."""
         call = asked.call
         label = call.headers[LABEL] if call.method == "POST" else _named(call.path)
         missing = asked.failure(404, "no replica has this request", NotFound.code, NotFound.type)
@@ -190,7 +190,7 @@ class FleetFront:
                 if asked.head is not None and asked.head.status != 404:
                     return
             except ReplicaLost:
-                if asked.shown:  # with its record it goes on elsewhere
+                if asked.shown:  # with its record it continues at another replica
                     if asked.record:
                         async with aclosing(self._routed(asked, Footprint())) as pieces:
                             async for piece in pieces:
@@ -202,7 +202,7 @@ class FleetFront:
             yield piece
 
     async def _deleted(self, asked: _Asked) -> Answer:
-        """A stored response lies at several replicas."""
+        """Deletes a stored response at all replicas: several have it."""
         found = await self.stored.delete(asked.call)
         self._owners.pop((asked.call.tenant, _named(asked.call.path)), None)
         for piece in found or asked.failure(404, "no replica has this request", NotFound.code, NotFound.type):
@@ -213,7 +213,7 @@ class FleetFront:
             self.stored.keep(asked.call.tenant, asked.call.headers[LABEL], asked.record, name)
 
     def _patience(self, asked: _Asked) -> float:
-        """Until when the request waits for a replica (monotonic)."""
+        """The time (monotonic) until which the request waits for a replica."""
         return min(monotonic() + (self._begun_wait if asked.record else self._wait), asked.deadline)
 
     def _remember(self, call: RelayCall, name: str) -> None:
@@ -224,17 +224,17 @@ class FleetFront:
 
 
 class _Asked:
-    """A request and how far its answer has come."""
+    """A request and the progress of its answer."""
 
     def __init__(self, call: RelayCall, timeout: str | None) -> None:
         self.call, self.record = call, Record()
         self.head: Head | None = None
         self.refusal: Head | None = None
-        """The replica took it not, and nobody has seen that."""
+        """The head of a replica's refusal that the client has not received."""
         self.shown = False
-        """The client has bytes of the answer."""
+        """The client has received bytes of the answer."""
         self.fruitless = 0
-        """Replicas that were lost since the last token."""
+        """Replicas that the request has reached since its last token."""
         self._events = call.taken
         self._timeout = timeout
         self.deadline = monotonic() + _seconds(timeout)
@@ -246,15 +246,15 @@ class _Asked:
 
     @property
     def can_go_on(self) -> bool:
-        """Another replica can give the rest."""
+        """Another replica can continue the answer."""
         return bool(self.record) or not self.shown
 
     def forget(self) -> None:
-        """The answer that came is none."""
+        """Discard the answer of the replica that was asked before."""
         self.head, self.shown = None, False
 
     async def attempt(self, fleet: Fleet, name: str) -> Answer:
-        """What a replica adds to the answer. Raises ReplicaLost."""
+        """The pieces that one replica adds to the answer. Raises ReplicaLost."""
         self.refusal, whole = None, list[bytes]()
         self.fruitless += 1
         streamed = self.head is not None and self.head.streamed
@@ -302,14 +302,14 @@ class _Asked:
         raise ReplicaLost("its answer ends early")
 
     def failure(self, status: int, message: str, code: str = "replica_lost", type: str = "server_error") -> list[Piece]:
-        """The end of an answer that nobody can give."""
+        """The end of an answer that no replica can give: an event if the client has received bytes, else a response."""
         error = msgspec.json.encode({"error": {"message": message, "type": type, "param": None, "code": code}})
         if self.shown:
             return [b"data:" + error + b"\n\n"]
         return [Head(status, {"Content-Type": "application/json", "Retry-After": "5"}), error]
 
     def expired(self) -> list[Piece]:
-        """The end of an answer that comes too late."""
+        """The end of an answer whose deadline has passed."""
         late = DeadlineExceeded("the deadline of this request has passed")
         return self.failure(late.status, late.message, late.code, late.type)
 
@@ -317,7 +317,7 @@ class _Asked:
         headers = dict(self.call.headers)
         if self._timeout is not None:
             left = self.deadline - monotonic()
-            # Of one that is no number the engine says what is wrong with it.
+            # The engine refuses a value that is not a number, with its own message.
             headers[TIMEOUT] = f"{max(0.001, left):.3f}" if math.isfinite(left) else self._timeout
         if not self.record:
             return msgspec.structs.replace(self.call, headers=headers)
@@ -333,19 +333,19 @@ class _Asked:
 
 
 def _named(path: str) -> str:
-    """The label of the request that a path names."""
+    """The label of the request at the end of a path."""
     return path.split("?")[0].rsplit("/", 1)[1].removeprefix(PREFIX)
 
 
 def _retry_after(refusal: list[Piece]) -> float:
-    """Seconds until the replica may take another request, as it says."""
+    """Seconds after which the replica says that it may take the request; infinity if it does not say."""
     head = refusal[0]
     assert isinstance(head, Head)
     return float(head.headers.get("Retry-After", "inf"))
 
 
 def _seconds(timeout: str | None) -> float:
-    """Infinity: there is none, or one that engines refuse."""
+    """The header's value; infinity if it is absent or engines refuse it."""
     try:
         seconds = float(timeout or "inf")
     except ValueError:

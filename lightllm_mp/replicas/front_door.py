@@ -1,4 +1,4 @@
-"""What the front of a fleet decides and answers itself, whatever server it stands in."""
+"""What the front of a fleet decides and answers itself, in the aiohttp server (port.py) and under ASGI (asgi.py)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LOOK = ("GET", "HEAD")
 
 
 class FrontDoor:
-    """Checks keys, answers for the whole fleet where one replica cannot, and refuses what comes while it drains."""
+    """Checks keys, answers requests that concern the whole fleet, and refuses new requests while it drains."""
 
     def __init__(self, front: FleetFront, keys: ApiKeys) -> None:
         self.front, self._keys = front, keys
         self.leaving = self.draining = False
-        """No more clients are wanted; and those that come are refused."""
+        """`leaving`: readiness fails, so no more clients come. `draining`: new requests are refused."""
         self._live = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     def admitted(self, method: str, headers: Mapping[str, str]) -> tuple[bytes, Access]:
-        """The tenant and what its key opens. `headers`: by names in lower case, or in any. Without a known key a client
-        may only look at what is public, which a replica decides. Raises Unauthorized."""
+        """The tenant, and what its key permits. `headers` is indexed by names in lower case, or ignores case. A client
+        without a known key may only read what is public, which a replica decides. Raises Unauthorized."""
         given = given_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
         if not self._keys:
             return b"", "admin"
@@ -45,7 +45,7 @@ class FrontDoor:
         return b"", "public"
 
     async def own(self, method: str, path: str, access: Access, tenant: bytes) -> tuple[Head, bytes] | None:
-        """The answer to what concerns the whole fleet; None: replicas answer it. Raises Unauthorized."""
+        """The answer to a request that concerns the whole fleet; None if a replica answers it. Raises Unauthorized."""
         if path in ("/health", "/healthz") and method in LOOK:
             accepting, known = self.front.accepting, len(self.front.replicas)
             ready = accepting > 0
@@ -70,7 +70,7 @@ class FrontDoor:
 
     @asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
-        """A request is passed on to replicas. Raises Unavailable."""
+        """Counts a request that goes to replicas. Raises Unavailable while the front drains."""
         if self.draining:
             raise Unavailable("the server is shutting down")
         self._live += 1
@@ -83,7 +83,7 @@ class FrontDoor:
                 self._quiet.set()
 
     async def quiet(self) -> None:
-        """Nothing is passed on any more."""
+        """Waits until no request is at a replica."""
         await self._quiet.wait()
 
     def _own_metrics(self) -> str:
@@ -110,7 +110,7 @@ def _json(value: Any, status: int = 200) -> tuple[Head, bytes]:
 
 
 def _mean(loads: list[dict[str, float]]) -> dict[str, float]:
-    """Of shares; tokens add up."""
+    """The mean of shares, and the sum of counts of tokens."""
     names = {name for load in loads for name in load}
     sums = {name: sum(load.get(name, 0.0) for load in loads) for name in sorted(names)}
     return {name: value if name.endswith("_tokens") else value / len(loads) for name, value in sums.items()}

@@ -1,4 +1,4 @@
-"""A fleet whose engines are reached over HTTP, wherever they run."""
+"""A fleet whose engines the front reaches over HTTP, on any machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightllm_mp.replicas.routing import ReplicaRouter
 
 
 class ReplicaFacts(Struct, frozen=True):
-    """What a replica says of itself."""
+    """What a replica reports about itself."""
 
     url: str
     kv_tokens: int
     images: int = 0
     accepting: bool = True
     work: float = 0.0
-    """Tokens that it still has to compute."""
+    """Tokens that the replica still has to compute."""
 
 
 class HttpFleet:
@@ -32,8 +32,8 @@ class HttpFleet:
         self._urls: dict[str, str] = {}
 
     async def update(self, replicas: dict[str, ReplicaFacts]) -> None:
-        """These are all replicas now. Requests of those that are gone go on elsewhere at once. A replica that cannot be
-        reached from here gets no request until it answers."""
+        """Set the replicas. Requests of those that are gone continue elsewhere at once. A replica that this front
+        cannot reach gets no request until it answers."""
         for name in [name for name in self._clients if name not in replicas or replicas[name].url != self._urls[name]]:
             self._router.leave(name)
             await self._clients.pop(name).close()
@@ -49,7 +49,7 @@ class HttpFleet:
             self._router.report(name, work=max(0.0, facts.work - self._router.replicas[name].work))
 
     def call(self, name: str, call: RelayCall) -> AsyncGenerator[list[bytes], None]:
-        """Like `Fleet.call`."""
+        """As `Fleet.call`."""
         client = self._clients.get(name)
         return client.call(call) if client is not None else _left()
 

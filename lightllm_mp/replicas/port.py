@@ -1,4 +1,4 @@
-"""The port of a fleet: the engine's own server, with requests that go to replicas."""
+"""The HTTP port of a fleet: the engine's own server, with a handler that sends requests to replicas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightllm_mp.replicas.frames import Head
 from lightllm_mp.replicas.front_door import FrontDoor
 
 HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "x-request-id"})
-"""Headers that each server writes itself."""
+"""Headers (lower case) of one connection or one server, which the front writes itself."""
 QUIET = ("/health", "/healthz", "/liveness", "/readiness", "/metrics", "/live", "/live/events", "/favicon.ico")
 
 
@@ -51,18 +51,18 @@ def create_fleet_app(door: FrontDoor, config: HttpConfig, keys: ApiKeys) -> web.
 
 
 class _EventStream(web.StreamResponse):
-    _send_headers_immediately = False  # they go with the first event
+    _send_headers_immediately = False  # they leave with the first event
 
 
 class FleetRoute:
-    """The handler of all paths; which there are, replicas know."""
+    """The handler of all paths. Replicas decide which paths exist."""
 
     def __init__(self, door: FrontDoor, config: HttpConfig) -> None:
         self._door = door
         self._bodies = BodyReader(most=config.max_body_bytes, seconds=config.header_timeout)
 
     async def quiet(self, request: web.Request) -> web.StreamResponse:
-        """The same without a line in the log."""
+        """As `handle`, without an entry in the access log."""
         return await self.handle(request)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -1,8 +1,8 @@
-"""Stored responses of a fleet: each lies at two replicas, so one may die, and goes to a third that needs it.
+"""Stored responses of a fleet. Two replicas keep each response, so one may die; a third gets it when it needs it.
 
-A response is found by its id alone. Every id has its own order of replicas (rendezvous hashing), the same for all
-fronts: the copy goes to the first of them that did not make the response, and whoever looks for it begins there. How
-long it stays, and with how many bytes, its replicas decide, as on one machine (--response-window).
+The id alone finds a response. Rendezvous hashing gives every id its own order of replicas, the same for all fronts. The
+copy goes to the first replica of this order that did not make the response, and each search begins there. The replicas
+decide how long a response stays and how many bytes they keep, as on one machine (--response-window).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 ROUTE = "/v1/responses"
 PREFIX = "resp_"
 UNKNOWN = b'"code":"previous_response_not_found"'
-"""In the refusal of a replica that has not the response that a request goes on with."""
+"""Part of a replica's refusal when it does not have the response that a request continues."""
 KEPT, HERE = 200, 208
-"""A replica keeps the copy; it has the response already."""
+"""Status of a PUT: the replica keeps the copy; the replica already has the response."""
 COPY_SECONDS = 30.0
 MOST_BYTES = 256 << 20
-"""Records on their way to another replica; a response that is stored beyond them has no copy."""
+"""The most bytes of copies in flight. A response that would exceed them gets no copy."""
 TRIES = 3
-"""Replicas that are asked to take a copy."""
+"""The most replicas that are asked to take a copy."""
 
 
 class _Asked(Struct):
@@ -44,7 +44,7 @@ _asked = msgspec.json.Decoder(_Asked)
 
 
 def previous_label(path: str, body: bytes) -> str:
-    """The label of the stored response that a request goes on with; empty: none."""
+    """The label of the stored response that a request continues; empty if there is none."""
     if path.split("?")[0] != ROUTE:
         return ""
     try:
@@ -61,21 +61,20 @@ class StoredResponses:
         self._copying = set[asyncio.Task[None]]()
         self._bytes = 0
         self.without_copy = 0
-        """Responses that one replica has alone, ever."""
+        """Count of responses without a copy since the start."""
 
     def order(self, label: str, *first: str | None) -> list[str]:
-        """All replicas, those first that probably have the response."""
+        """All replicas: `first`, then by the hash of the label, so that the probable holders come first."""
         known = [name for name in first if name in self._router.replicas]
         rest = sorted(self._router.replicas, key=lambda name: _rank(label, name))
         return list(dict.fromkeys([*known, *rest]))
 
     def holders(self, label: str, maker: str | None) -> list[str]:
-        """Those that have the response if no replica came or went since."""
+        """The two replicas that have the response, if no replica has joined or left since."""
         return self.order(label, maker)[:2]
 
     def keep(self, tenant: str, label: str, record: Record, maker: str) -> None:
-        """Give another replica a copy of the response that `maker` has completed, if it is to be stored. Returns at
-        once."""
+        """Copy the response that `maker` has completed to another replica, if it is to be stored. Returns at once."""
         if not record.keep:
             return
         data = record.framed()
@@ -88,12 +87,12 @@ class StoredResponses:
         task.add_done_callback(self._copying.discard)
 
     async def settled(self) -> None:
-        """All copies that were begun are made, or given up."""
+        """Wait until no copy is in flight."""
         while self._copying:
             await asyncio.wait(self._copying)
 
     async def find(self, tenant: str, label: str) -> bytes | None:
-        """The record of a response, from a replica that has it; None: none does."""
+        """The record of a response, from a replica that has it; None if no replica does."""
         for name in self.order(label):
             found = await whole_answer(self._fleet, name, _call("GET", tenant, label), COPY_SECONDS)
             if found is not None and found.head.status == 200:
@@ -101,11 +100,11 @@ class StoredResponses:
         return None
 
     async def give(self, name: str, tenant: str, label: str, record: bytes) -> bool:
-        """Whether the replica has the response from now on."""
+        """Send the record to a replica. Returns whether the replica then has the response."""
         return await self._put(name, tenant, label, record) in (KEPT, HERE)
 
     async def hand_over(self, name: str, seconds: float) -> None:
-        """A replica is to end: give what it stores to others that have it not, the newest first."""
+        """Give the responses of a replica that is about to end to replicas that lack them, the newest first."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 found = await whole_answer(self._fleet, name, _call("GET", "", "all", path="/relay/stored"), seconds)
@@ -124,7 +123,8 @@ class StoredResponses:
                 return
 
     async def delete(self, call: RelayCall) -> tuple[Head, bytes] | None:
-        """Ask every replica to forget. The answer of one that had it, if there is one; None: none answers."""
+        """Ask every replica to delete. Returns the answer with the lowest status, so that of a replica that had the
+        response comes first; None if no replica answers."""
         replicas = list(self._router.replicas)
         answers = await asyncio.gather(*(whole_answer(self._fleet, name, call, COPY_SECONDS) for name in replicas))
         found = [(answer.head, answer.body) for answer in answers if answer is not None]
@@ -133,7 +133,7 @@ class StoredResponses:
     # --- internals ---
 
     async def _put(self, name: str, tenant: str, label: str, record: bytes) -> int:
-        """The status of the replica's answer; 0: none."""
+        """The status of the replica's answer; 0 if it does not answer."""
         found = await whole_answer(self._fleet, name, _call("PUT", tenant, label, record), COPY_SECONDS)
         return found.head.status if found is not None else 0
 

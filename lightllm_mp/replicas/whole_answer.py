@@ -1,4 +1,4 @@
-"""What one replica answers, as one thing: for what the front asks for itself."""
+"""Reads a replica's answer as a whole, for requests that the front itself sends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WholeAnswer(Struct, frozen=True):
 
 
 async def whole_answer(fleet: Fleet, name: str, call: RelayCall, seconds: float) -> WholeAnswer | None:
-    """None: the replica gives none within so many seconds."""
+    """The answer; None if the replica does not complete it within `seconds`."""
     record, head, body = Record(), None, bytearray()
     with contextlib.suppress(ReplicaLost, TimeoutError):
         async with asyncio.timeout(seconds), contextlib.aclosing(fleet.call(name, call)) as pieces:

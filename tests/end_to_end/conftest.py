@@ -1,4 +1,4 @@
-"""Two real servers for all tests of this folder: one on the default model, and one on a tiny one."""
+"""Two real servers for all tests of this folder: one with the default model, and one with a tiny model."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def server(default_model: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="package")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A checkpoint of random weights whose tokens are bytes: the same program, and hundreds of tokens at once even on
-    a slow machine."""
+    """A checkpoint of random weights whose tokens are bytes. It runs the same program and generates hundreds of tokens
+    at once, even on a slow machine."""
     folder = shutil.copytree(GOLDEN, tmp_path_factory.mktemp("tiny") / "llama")
     with launch(settings(str(write_byte_tokenizer(folder)))) as server:
         yield server.wait_ready(START)

@@ -1,4 +1,4 @@
-"""What tests with images ask of real servers, and what a host of images may do to them."""
+"""Helpers for tests of real servers with images: requests, checks, and hosts of images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def serving(folder: Path, **changes: Any) -> Iterator[Server]:
 
 
 def prompts(folder: str) -> list[dict[str, Any]]:
-    """Those whose images are prepared as the configuration says (LLaVA's goldens also hold the other way)."""
+    """Golden prompts whose images are prepared as the configuration says (LLaVA's goldens also contain the other
+    way)."""
     found = json.loads((GOLDENS / folder / "golden.json").read_text())["prompts"]
     return [p for p in found if all(slot[3:] in ([], ["pad"]) for slot in p["image_slots"])]
 
@@ -80,7 +81,7 @@ def number(server: Server, name: str) -> float:
 
 
 def until_clean(server: Server, seconds: float = 20.0) -> None:
-    """No image is leased, waited for or worked on, and no file is held."""
+    """Wait until no image is leased, awaited or in work, and no file is kept."""
     until_idle(server)
     deadline = time.monotonic() + seconds
     names = ("image_cache_leased_items", "image_requests_waiting", "images_in_work", "image_file_bytes")
@@ -94,7 +95,7 @@ def names(prompt: dict[str, Any]) -> list[str]:
 
 
 def refused(server: Server, body: dict[str, Any] | bytes, path: str = "/generate") -> tuple[int, str]:
-    """Status and message of an error. Health is looked at all the while, and has to be quick."""
+    """The status and message of an error. Meanwhile /health is polled and must answer quickly."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     done = threading.Event()
     slowest: list[float] = []
@@ -115,7 +116,7 @@ def refused(server: Server, body: dict[str, Any] | bytes, path: str = "/generate
     finally:
         done.set()
         looking.join()
-    assert sorted(slowest)[len(slowest) // 2] < 1.0  # a busy machine may hold up a few
+    assert sorted(slowest)[len(slowest) // 2] < 1.0  # a busy machine may delay a few
     assert max(slowest) < 5.0
     error = json.load(caught.value)["error"]
     return caught.value.code, error["message"]
@@ -134,7 +135,7 @@ GOOD = encoded(noise(), "PNG")
 
 @contextlib.contextmanager
 def tcp(answer: bytes, piece: int = 1 << 20, pause: float = 0.0) -> Iterator[int]:
-    """A server that sends `answer` to everybody, in pieces."""
+    """A server that sends `answer` to every client, in pieces."""
     stop = threading.Event()
 
     def one(client: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What clients of a served model need in tests."""
+"""Helpers for the tests' clients of a served model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lightllm_mp import Server
 
 START = 240.0
-"""Seconds a start may take on a busy machine."""
+"""Seconds that a start may take on a busy machine."""
 
 
 def post(server: Server, path: str, body: dict[str, Any], timeout: float = 60.0) -> Any:

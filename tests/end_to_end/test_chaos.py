@@ -1,4 +1,4 @@
-"""A short form of tools.faults.chaos: every actor and every fault once or so, with instant tokens and with images."""
+"""A short run of tools.faults.chaos: every actor and every fault about once, with instant tokens and with images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_nothing_is_lost_and_nothing_is_left_behind(setting: Setting, capsys: py
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("setting", [Setting("mock", hooks=True), Setting("encoder")], ids=lambda setting: setting.kind)
 def test_the_death_of_each_process_changes_no_answer(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of any API: chats, tools, schemas, lists of prompts, messages, responses, embeddings."""
+    """Requests of all APIs: chats, tools, schemas, lists of prompts, messages, responses, embeddings."""
     report = chaos(setting, seconds=SECONDS, total=len(ACTORS), clients=8, seed=3, faults=["kill"])
     report.show()
     assert report.good, capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The client of `lightllm-mp chat` while the process that serves its connection is killed: each chunk comes once."""
+"""The client of `lightllm-mp chat` gets each chunk once while the process that serves its connection is killed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BODY = {
 
 def kill_http(server: MockServing) -> None:
     while "http" not in (actors := server.actors()):
-        time.sleep(0.01)  # it is being replaced, and these chunks came before its death
+        time.sleep(0.01)  # http is being replaced; these chunks came before its death
     os.kill(actors["http"], signal.SIGKILL)
 
 
 def answer(server: MockServing, kills: tuple[int, ...] = ()) -> tuple[str, int]:
-    """The text and the number of tokens of the usage. http is killed when so many chunks have come."""
+    """The text and the usage's number of tokens. http is killed when these numbers of chunks have arrived."""
     text, tokens = "", 0
     for number, chunk in enumerate(stream_chat(f"http://127.0.0.1:{server.port}", BODY), 1):
         text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])

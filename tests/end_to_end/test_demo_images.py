@@ -1,4 +1,4 @@
-"""What is served without a model folder, with images: true answers about pictures, and text as ever."""
+"""The default server with images: correct answers about images, and the same text answers as without images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chat() -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples(demo: Server, name: str) -> None:
-    """As the README's commands send them: without a chat's marks, and with them."""
+    """The examples as the README's commands send them: without the chat template, and with it."""
     image = base64_image((PICTURES / f"{name}.png").read_bytes())
     for text in ("<image>\nWhat is in the picture?", chat().replace("{question}", "What is in the picture?")):
         answer = post(demo, "/generate", {"inputs": text, "multimodal_params": {"images": [image]}})
@@ -47,7 +47,7 @@ def test_the_examples(demo: Server, name: str) -> None:
 
 
 def test_held_out_scenes(demo: Server) -> None:
-    """A few of those that tools.demo_vlm.evaluate asks a thousand of; the whole answer must be the true one."""
+    """A few of the thousand questions of tools.demo_vlm.evaluate. The whole answer must be correct."""
     figures = evaluate(demo.base_url, chat(), askings(10)).values()
     asked, right = (sum(column) for column in zip(*figures, strict=True))
     assert asked >= 25
@@ -65,7 +65,7 @@ def test_text_is_answered_as_without_pictures(demo: Server, server: Server) -> N
 def test_the_llava_query_of_lightllms_readme(demo: Server) -> None:
     text, parameters, _ = README["llava_hf"][0]
     image = base64_image((PICTURES / "star.png").read_bytes())
-    assert parameters == {"max_new_tokens": 200}  # test_image_answers.py asks tiny models for all of them
+    assert parameters == {"max_new_tokens": 200}  # test_image_answers.py sends all of them to tiny models
     body = {"inputs": text, "parameters": {"max_new_tokens": 24}, "multimodal_params": {"images": [image]}}
     assert "blue star" in as_sent(demo, body)["generated_text"][0]
     until_clean(demo)

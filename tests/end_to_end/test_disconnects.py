@@ -1,4 +1,4 @@
-"""Clients that leave in the middle of an answer, of every API, through all processes (the workers have no model)."""
+"""Clients of every API disconnect in the middle of an answer. All processes run; the workers have no model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.actors.mock_server import write_mock_model
 from tests.end_to_end.test_whole_group import MockServing, ask, metric, mock_serving, until
 
 PACED = "tests.actors.mock_actor:PacedLargeMockWorkerActor"
-"""A step takes 10 ms."""
+"""A worker whose step takes 10 ms."""
 MOST_STEPS = 20
-"""That a busy machine may take to hear of it; the answers would have had more than 3,000."""
+"""The most steps until a busy machine notices it; the answers would take more than 3,000."""
 BODY = {"inputs": "Tell me", "parameters": {"max_new_tokens": 50, "ignore_eos": True}}
 HELLO = [{"role": "user", "content": "Hi"}]
 LONG: dict[str, Any] = {"max_tokens": 3500, "ignore_eos": True}
@@ -34,7 +34,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def leave(server: MockServing, path: str, body: dict[str, Any]) -> float:
-    """The client leaves when its answers run. How many steps they had after that."""
+    """Disconnect when the answers run. Returns the number of steps after that."""
     data, port = json.dumps(body).encode(), server.port
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(

@@ -1,4 +1,4 @@
-"""Models of embeddings and scores behind the port: golden rows from ids, and texts through tokenizers."""
+"""Servers of embedding and score models: golden rows from token ids, and texts through tokenizers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_an_embedding_model_refuses(embedder: tuple[Server, str]) -> None:
 
 
 def wordpiece() -> Tokenizer:
-    """BERT's way: [CLS] query [SEP] document [SEP], in segments 0 and 1."""
+    """The form of BERT: [CLS] query [SEP] document [SEP], in segments 0 and 1."""
     backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -130,10 +130,10 @@ def test_qwen3_reranker_judges_texts(tmp_path: Path) -> None:
             logits = theirs(torch.tensor([backend.encode(text).ids])).logits[0, -1]
         wanted.append(logits[[93, 21]].softmax(0)[0].item())
     (tmp_path / "1_LogitScore/config.json").write_text(json.dumps({"true_token_id": 1, "false_token_id": 2}))
-    with serving(tmp_path, score_tokens=("93", "21")) as server:  # the operator knows better than the file
+    with serving(tmp_path, score_tokens=("93", "21")) as server:  # the operator's setting overrides the file
         answer = post(server, "/v1/score", {"text_1": QUERY, "text_2": DOCUMENTS})
         assert [entry["score"] for entry in answer["data"]] == pytest.approx(wanted, abs=TOLERANCE)
-        strange = {"text_1": "{document} {query}", "text_2": "{query}"}  # braces of a client mean nothing
+        strange = {"text_1": "{document} {query}", "text_2": "{query}"}  # braces in a client's text have no meaning
         assert post(server, "/v1/score", strange)["usage"]["total_tokens"] > 300
         (tmp_path / "golden.json").read_text()
         ids = json.loads((tmp_path / "golden.json").read_text())["prompts"][2]

@@ -1,4 +1,4 @@
-"""Forced ids are jumped over, and the answer is the same with run-ahead, where fewer are, and when somebody dies."""
+"""Steps jump over forced ids. The answer is the same with run-ahead, which jumps less, and after a process dies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answers(run_ahead: int) -> list[Completion]:
 
 
 def killed(victim: str) -> list[int]:
-    """The ids of the first answer, through the death of a process."""
+    """The ids of one answer during which a process is killed."""
     with engine(0) as running:
         stream = running.stream("A person:", **RULES)
         seen = [next(stream).id for _ in range(4)]

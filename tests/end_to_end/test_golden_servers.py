@@ -1,4 +1,4 @@
-"""Golden checkpoints behind the port, without tokenizer files: token ids in, ids, logprobs and scores out."""
+"""Servers of golden checkpoints without tokenizer files: they take token ids and return ids, logprobs and scores."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(server: Server, path: str, body: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def crash_during(server: Server) -> Iterator[None]:
-    """The worker stops in its tracks for the body of the `with`, and is killed half a second after its start."""
+    """Stop the worker at the start of the block and kill it half a second later."""
     worker = children(server)["worker0"]
     os.kill(worker, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
@@ -72,7 +72,7 @@ def reward() -> Iterator[Server]:
 
 
 def check_qwen(server: Server, prompt: dict[str, Any]) -> int:
-    """Asks for one golden prompt; how many of its tokens were cached."""
+    """Check the answer to one golden prompt. Returns the number of cached tokens."""
     parameters = {"max_new_tokens": 24, "ignore_eos": True, "return_details": True}
     answer = post(server, "/generate", {"inputs": prompt["input_ids"], "parameters": parameters})
     assert [token["id"] for token in answer["tokens"]] == prompt["greedy_ids"]
@@ -94,7 +94,7 @@ def test_qwen_together(qwen: Server) -> None:
 
 
 def test_qwen_keeps_its_factor_over_a_crash(qwen: Server) -> None:
-    """Prompts of 32 tokens and less grow beyond the trained length of 32 before and after the worker is replaced."""
+    """Prompts of at most 32 tokens grow beyond the trained length of 32 before and after the worker is replaced."""
     chosen = [prompt for prompt in prompts("qwen") if prompt["length"] in (16, 20, 32, 33, 64)]
     bodies = [{"inputs": p["input_ids"], "parameters": {"max_new_tokens": 24, "ignore_eos": True}} for p in chosen]
     with ThreadPoolExecutor(len(bodies)) as pool:

@@ -1,4 +1,4 @@
-"""Constrained answers over HTTP: every kind, every death, hostile guides beside others, and no leak."""
+"""Constrained answers over HTTP: every kind, the death of every process, hostile guides beside others, and no leak."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PARAMETERS = {"json_schema": "guided_json", "regex": "regular_constraint", "gbnf
 
 @pytest.fixture(scope="module")
 def guided(default_model: Path) -> Iterator[Server]:
-    """With run-ahead, as on a GPU."""
+    """A server with run-ahead, as on a GPU."""
     usual = settings()
     with launch(replace(usual, engine=replace(usual.engine, run_ahead=1))) as server:
         yield server.wait_ready(START)
@@ -68,7 +68,7 @@ def refusal(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def outcome(server: Server, asked: dict[str, Any]) -> str:
-    """ "answered", or the code of the error."""
+    """Returns "answered" or the code of the error."""
     try:
         post(server, "/generate", asked)
     except urllib.error.HTTPError as error:
@@ -132,7 +132,7 @@ def test_a_killed_process_changes_no_answer(guided: Server, victim: str) -> None
 
 
 def test_hostile_guides_beside_a_stream(guided: Server) -> None:
-    """Each is refused, fails or is answered, and a client who streams notices little."""
+    """Each hostile guide is refused, fails or is answered, and a stream beside it has no long pause."""
     gaps: list[float] = []
 
     def watch() -> None:
@@ -177,7 +177,7 @@ def open_guides(server: Server) -> int:
 
 
 def until_closed(server: Server) -> None:
-    """The guide hears of an answer's end a little later than the slots are free."""
+    """The guide learns of an answer's end a little after the slots are free."""
     deadline = time.monotonic() + 20
     while open_guides(server):
         assert time.monotonic() < deadline
@@ -185,7 +185,7 @@ def until_closed(server: Server) -> None:
 
 
 def test_a_thousand_aborted_requests_leave_nothing(tiny: Server) -> None:
-    """Clients leave while their guide is compiled, while they wait, and in the middle of their answers."""
+    """Clients disconnect while their guide is compiled, while they wait, and in the middle of their answers."""
     address = urlsplit(tiny.base_url)
 
     def leave(number: int) -> None:

@@ -1,4 +1,5 @@
-"""A server whose processes hide from their own user works, and no other process of that user sees its keys."""
+"""A server whose processes are hidden from their own user works, and other processes of this user cannot read its
+keys."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ PROGRAMS = 6
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_all_processes_of_a_server_are_hidden(ranks: int, tmp_path: Path) -> None:
-    """With two ranks, which meet in a file that they reopen through /proc."""
+    """With two ranks, which share a file that they reopen through /proc."""
     log = tmp_path / "log"
     flags = ("--model-dir", str(GOLDEN), "--port", "0", "--tp", str(ranks))
     environment = {

@@ -1,4 +1,5 @@
-"""A hybrid checkpoint in real processes: whichever is killed, every sequence goes on from the right recurrent state."""
+"""A hybrid checkpoint in real processes: every sequence continues from the right recurrent state, whichever process is
+killed."""
 
 from __future__ import annotations
 
@@ -43,8 +44,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded
 
 
 async def answers(engine: Embedded, victim: str = "") -> list[list[int]]:
-    """Of more streams than rows, which do not fit the memory together; half of them have one prompt. `victim` is killed
-    at the 20th token of the first."""
+    """Answers of more streams than rows, which do not fit into memory together; half of them share one prompt. `victim`
+    is killed at the 20th token of the first stream."""
     prompts = [SYSTEM * 2 + ("Tell me." if i % 2 else f"Tell me number {i} " * i) for i in range(STREAMS)]
     lives = [engine.submit(text, TOKENS, seed=0) for text in prompts]
 

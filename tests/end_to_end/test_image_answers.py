@@ -1,4 +1,4 @@
-"""What servers of every family that takes images answer: the golden ids, and to text with tags what ids would give."""
+"""Servers of every family with images return the golden ids, for token ids and for text with image tags."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from tests.end_to_end.served import post, stream
 
 
 class Family(NamedTuple):
-    """A server of a golden folder. `tag`: an image's place in a text. `around`: the family's ids beside its slots."""
+    """A server of a golden folder. `tag`: marks an image in a text. `around`: the family's ids before and after its
+    slots."""
 
     folder: str
     server: Server
@@ -47,7 +48,7 @@ class Family(NamedTuple):
         return (GOLDENS / self.folder / "images" / f"{name}.png").read_bytes()
 
     def ids_of(self, *parts: str | int) -> list[int]:
-        """Texts become bytes' ids; an IMAGE comes with what the family puts around it."""
+        """Ids of the bytes of texts; an IMAGE gets the family's ids around it."""
         before, after = self.around
         pieces = [
             [*before, IMAGE, *after] if isinstance(part, int) else self.tokenizer.encode(part).ids for part in parts
@@ -69,7 +70,7 @@ TAGS = {
 
 @pytest.fixture(scope="module", params=["llava_hf", "llava_orig", "qwen_vl", "qwen2_5_vl"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    """The golden checkpoint with a tokenizer whose tokens are bytes; its images may come from the loopback address."""
+    """A server of the golden checkpoint with a tokenizer of bytes. It may fetch images from the loopback address."""
     name, place = request.param, tmp_path_factory.mktemp("models")
     folder = shutil.copytree(GOLDENS / name, place / name)
     shutil.copytree(GOLDENS / "clip-vit-large-patch14-56", place / "clip-vit-large-patch14-56")
@@ -88,7 +89,7 @@ def test_golden_answers(family: Family) -> None:
     before = number(server, "images_encoded_total")
     bodies = [golden_body(folder, prompt) for prompt in prompts(folder)]
     wanted = [prompt["greedy_ids"] for prompt in prompts(folder)]
-    for _ in range(2):  # the second time images and prefixes are there already
+    for _ in range(2):  # the second time images and prefixes are cached
         assert [ids(post(server, "/generate", body)) for body in bodies] == wanted
     with ThreadPoolExecutor(16) as pool:  # in one mixed batch
         assert [ids(a) for a in pool.map(lambda body: post(server, "/generate", body), bodies * 4)] == wanted * 4
@@ -98,12 +99,12 @@ def test_golden_answers(family: Family) -> None:
 
 
 def announced(family: Family, k: int) -> str:
-    """LightLLM numbers Qwen-VL's images."""
+    """LightLLM's tags for Qwen-VL have numbers."""
     return f"Picture {k}:" if family.folder == "qwen_vl" else ""
 
 
 def test_text_with_tags_is_what_its_ids_are(family: Family) -> None:
-    """No image, one, two, the same twice; a second round reads the images from the cache."""
+    """Prompts with no image, one, two, and the same twice. A second round reads the images from the cache."""
     tag, line = family.tag, "\n" if family.folder == "qwen_vl" else ""
     first, second = announced(family, 1), announced(family, 2)
     for text, parts, images in (
@@ -150,7 +151,7 @@ README: dict[str, list[tuple[str, dict[str, Any], int]]] = {
 
 
 def as_sent(server: Server, body: dict[str, Any]) -> dict[str, Any]:
-    """As its Python examples send a request: JSON with this one header."""
+    """Send a request as LightLLM's Python examples do: JSON with this one header."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(server.base_url + "/generate", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as reply:
@@ -159,7 +160,7 @@ def as_sent(server: Server, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_queries_of_lightllms_readme(family: Family) -> None:
-    """With the image's file in base64, and with its URL; both are the same image."""
+    """An image as a file in base64 and as a URL; both are the same image."""
     for prompt, parameters, count in README.get(family.folder, []):
         files = [family.picture(name) for name in ("sq_a", "wide")[:count]]
         encoded = [{"type": "base64", "data": base64.b64encode(file).decode("utf-8")} for file in files]

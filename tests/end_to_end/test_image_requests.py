@@ -1,4 +1,4 @@
-"""A real server and clients that send it what is no image, too much of one, or one from where it must not go."""
+"""A real server and clients that send files that are not images, images that are too large, and forbidden URLs."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_hostile_images(llava: Server, name: str) -> None:
 
 
 def descriptors(server: Server) -> dict[str, int]:
-    """Open ones of each actor, and how many decoder processes there are."""
+    """Open descriptors of each actor, and the number of decoder processes."""
     actors = children(server)
     found = {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in actors.items()}
     visual = actors["visual"]
@@ -118,7 +118,7 @@ def descriptors(server: Server) -> dict[str, int]:
 
 
 def test_hostile_images_leave_nothing(llava: Server) -> None:
-    """The whole list again and again, good images among them."""
+    """Sends the whole list repeatedly, with good images among them."""
     bodies = [asking(image) for image, *_ in HOSTILE.values()]
 
     def status(body: dict[str, Any]) -> int:
@@ -139,7 +139,7 @@ def test_hostile_images_leave_nothing(llava: Server) -> None:
         wave()
     deadline = time.monotonic() + 10
     while (after := descriptors(llava)) != before and time.monotonic() < deadline:
-        time.sleep(0.1)  # connections are closed a moment after their answers
+        time.sleep(0.1)  # connections close a moment after their answers
     assert after == before
 
 

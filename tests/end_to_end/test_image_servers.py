@@ -1,4 +1,4 @@
-"""Real servers with images: ranks, a visual actor that dies, URLs, keys, and no port at all."""
+"""Real servers with images: ranks, a visual actor that dies, URLs, keys, and an engine without a port."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_urls_of_an_allowed_host() -> None:
             with tcp(http(b"", "302 Found", f"Location: http://127.0.0.1:{port}/")) as other:
                 assert ids(post(server, "/generate", asked(other))) == prompt["greedy_ids"]
         assert ids(post(server, "/generate", body)) == prompt["greedy_ids"]
-        assert number(server, "images_encoded_total") == 1  # by URL or in base64, it is one image
+        assert number(server, "images_encoded_total") == 1  # the same image by URL and in base64
         assert number(server, "image_fetch_time_seconds_count") == 2
         assert 0 < number(server, "image_fetch_time_seconds_sum") < 4
         assert number(server, "image_requests_embedded_total") == 3
@@ -100,7 +100,7 @@ def test_urls_of_an_allowed_host() -> None:
             assert refused(server, asked(port))[0] == 400
         with tcp(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (64 << 20)) as port:
             assert refused(server, asked(port))[0] == 413
-        assert refused(server, asked(port)) == (400, "an image could not be fetched")  # closed by now
+        assert refused(server, asked(port)) == (400, "an image could not be fetched")  # its host is closed by now
         until_clean(server)
 
 

@@ -1,4 +1,4 @@
-"""Somebody watches the engine while its processes are killed, and while it drains."""
+"""A viewer watches the engine while its processes are killed and while it drains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 
 class Viewer:
-    """Reads /live/events in a thread, and connects again when the stream breaks before a drain."""
+    """Reads /live/events in a thread, and reconnects if the stream breaks before a drain."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/live/events"
@@ -53,11 +53,11 @@ class Viewer:
                     return
 
     def close(self) -> None:
-        """After the next event."""
+        """Stop after the next event."""
         self._over.set()
 
     def until(self, condition: Callable[[Event], bool]) -> Event:
-        """The first event from now on that is so."""
+        """The first event from now on that meets the condition."""
         seen, deadline = len(self.events), time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
             for event in self.events[seen:]:

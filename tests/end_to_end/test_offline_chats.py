@@ -43,7 +43,7 @@ def test_a_tool_is_called_and_its_answer_used(engine: Engine) -> None:
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "sunny, 21 degrees"}
     second = engine.chat([*PARIS, first.message, result], tools=[WEATHER], max_new_tokens=40)
     assert "sunny" in second.content
-    assert second.cached_tokens > first.prompt_tokens  # the turn is rendered as the model wrote it
+    assert second.cached_tokens > first.prompt_tokens  # the template renders the turn as the model wrote it
     again = engine.chat(PARIS, **CALL)
     assert again.tool_calls[0].function == first.tool_calls[0].function
     assert again.tool_calls[0].id != first.tool_calls[0].id
@@ -118,7 +118,7 @@ def test_an_asyncio_program(default_model: Path) -> None:
 
 
 async def left(engine: AsyncEngine) -> None:
-    """A call that is cancelled, and streams that are left or cancelled, free their requests."""
+    """A cancelled call and closed or cancelled streams free their requests."""
     frontend = engine._thread.frontend
     task = asyncio.create_task(engine.generate("a", max_new_tokens=5000, ignore_eos=True))
     stream = engine.stream("b", max_new_tokens=5000, ignore_eos=True)

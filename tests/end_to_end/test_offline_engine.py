@@ -1,4 +1,4 @@
-"""The offline API on the tiny reference checkpoints: token ids in, exactly the reference's ids out."""
+"""The offline API on the tiny reference checkpoints: for given token ids it returns exactly the reference's ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_reference_ids_in_one_batch(name: str) -> None:
         model=ModelConfig(model_dir=str(folder), data_type="float32"), engine=EngineConfig(max_total_token_num=2000)
     )
     with Engine(config) as engine:
-        for _ in range(2):  # the second time from the prefix cache
+        for _ in range(2):  # the second pass reads the prefix cache
             answers = engine.generate(prompts, max_new_tokens=24, ignore_eos=True)
             for i, answer in enumerate(answers):
                 assert answer.token_ids == tensors[f"p{i}.greedy_ids"].tolist()
@@ -39,7 +39,7 @@ def test_reference_ids_in_one_batch(name: str) -> None:
             engine.generate("some text")
         with pytest.raises(PromptTooLong):
             engine.generate([[1] * 5000])
-        # The same greedy and the same seeded prompt again and again, among others that come and go.
+        # One greedy and one seeded prompt are repeated among others.
         many = [prompts[i % 2 * (i % count)] for i in range(400)]
         for rules in ({}, {"do_sample": True, "temperature": 1.0, "seed": 7}):
             found = engine.generate(many, max_new_tokens=5, ignore_eos=True, **rules)

@@ -1,4 +1,4 @@
-"""A whole server as an operator meets it: HTTPS and JSON logs, what listens, what is said about wrong settings."""
+"""A whole server as its operator sees it: HTTPS, JSON logs, listening ports, and messages about wrong settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LISTEN = "0A"
 
 
 def listening(pids: list[int]) -> set[tuple[str, int]]:
-    """Addresses (IPv4 in the kernel's order of bytes) and ports on which these processes accept connections."""
+    """Addresses (IPv4 in the kernel's byte order) and ports on which these processes accept connections."""
     inodes = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -105,7 +105,7 @@ def test_code_of_a_model_folder_is_not_run(tmp_path: Path, flags: tuple[str, ...
 
 
 def test_code_of_the_working_directory_is_not_run(tmp_path: Path) -> None:
-    """It may be a model's folder: `cd model && lightllm-mp serve --model-dir .`"""
+    """The working folder may be a model's folder: `cd model && lightllm-mp serve --model-dir .`"""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((GOLDEN / name).read_bytes())
     for name in ("numpy", "json", "torch", "msgspec", "aiohttp", "PIL", "lightllm_mp", "safetensors", "sitecustomize"):

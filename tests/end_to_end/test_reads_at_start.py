@@ -1,4 +1,4 @@
-"""A model's configuration is read once for its description, and once by each process that loads from the folder."""
+"""A server reads a model's configuration once for its description, and once in each process that loads the folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.end_to_end.served import START
 from tests.paths import GOLDENS
 
 IN_OPEN, IN_CLOSE = 0x20, 0x10
-"""With the second, two opens in a row are two events: equal ones that nobody has read are merged."""
+"""inotify's masks. The kernel merges equal unread events, so closes keep two opens in a row apart."""
 EVENT = struct.Struct("iIII")
 RANKS = 2
 
 
 class Opened:
-    """How often a file was opened, by any process."""
+    """Counts how often any process opened a file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -70,5 +70,5 @@ def test_a_start_with_images_on_two_ranks(tmp_path: Path) -> None:
     )
     with watched(folder / "config.json") as opened, launch(config) as server:
         server.wait_ready(START)
-        # The description, each rank's weights, tokenizer and detokenizer; two at one moment may be counted once.
+        # The description, each rank's weights, tokenizer and detokenizer; two simultaneous opens may count once.
         assert 1 < opened.count <= 1 + RANKS + 2

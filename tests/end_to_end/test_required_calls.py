@@ -1,4 +1,4 @@
-"""The default model cannot call tools by itself, but a required call is always a valid one."""
+"""The default model cannot call tools by itself, but a required call is always valid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 
 
 def tools(seed: int) -> list[dict[str, Any]]:
-    """Two functions with some of the properties."""
+    """Two functions, each with some of the properties."""
     draw = random.Random(seed)
     found = []
     for name in ("look_up", "tell"):

@@ -1,4 +1,4 @@
-"""A second server takes the port over: no request is lost, no connection refused."""
+"""A second server takes over the port: no request is lost, no connection is refused."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BODY = {"inputs": "hello", "parameters": {"max_new_tokens": 20, "ignore_eos": Tr
 
 
 def start(model: Path, port: int) -> subprocess.Popen[str]:
-    """A server that has said that it serves."""
+    """Start a server and wait until it says that it serves."""
     flags = ["--model-dir", str(model), "--load-format", "dummy", "--port", str(port), "--reuse-port"]
     command = [sys.executable, "-m", "tests.actors.mock_server", "serve", *flags, "--log-level", "error"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("  try"):  # the last one of the block
+        if line.startswith("  try"):  # the last line of the block
             return process
     raise AssertionError(f"ended with {process.wait()} before it served")
 
@@ -41,7 +41,8 @@ def free_port() -> int:
 
 
 class Clients:
-    """Ask without a pause, half of them on a new connection each time; whatever is not a whole answer raises."""
+    """Clients that send requests without a pause, half of them on a new connection each time. An incomplete answer
+    raises."""
 
     def __init__(self, port: int) -> None:
         self.url, self.answers, self.over = f"http://127.0.0.1:{port}", set[str](), False

@@ -1,4 +1,4 @@
-"""`lightllm-mp serve` as an operator meets it: clear refusals, signals, readiness, and nothing left behind."""
+"""`lightllm-mp serve` as its operator sees it: clear refusals, signals, readiness, and no leftovers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 class Serving:
-    """A server process whose log is read until it says what is waited for."""
+    """A server process with a log in which tests wait for a pattern."""
 
     def __init__(self, *flags: str, cwd: Path | None = None, **more: str) -> None:
         self.process = subprocess.Popen(
@@ -237,7 +237,7 @@ def test_draining_is_not_ready_and_a_second_signal_ends_it() -> None:
             time.sleep(0.1)
             server.process.send_signal(signal.SIGTERM)
             server.until("draining")
-            while server.get("/readiness") != 503:  # the port hears of it a moment later
+            while server.get("/readiness") != 503:  # the http process learns of it a moment later
                 time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(8) == 0
@@ -255,7 +255,7 @@ def test_a_killed_supervisor_takes_its_children_along() -> None:
     before = set(os.listdir("/dev/shm"))
     with serving() as server:
         server.until(r"url +http")
-        os.kill(server.children[1], signal.SIGSTOP)  # also one that cannot notice
+        os.kill(server.children[1], signal.SIGSTOP)  # also ends a child that cannot react
         server.process.kill()
         server.process.wait(5)
         assert gone(server.children)

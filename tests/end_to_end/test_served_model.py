@@ -1,4 +1,4 @@
-"""The main job: a real model answers over HTTP, many clients at once, and a crash changes no answer."""
+"""The main task: a real model answers many clients at once over HTTP, and a crash changes no answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def prompt(number: int, tokens: int = 40, **more: Any) -> dict[str, Any]:
-    """A body whose answer depends on the number; every second one samples."""
+    """A body whose answer depends on the number; every second body samples."""
     rules = {"max_new_tokens": tokens, "do_sample": number % 2 == 1, "temperature": 0.8, "seed": number}
     return {
         "inputs": CHAT.format(f"Write one sentence about the number {number}."),
@@ -46,7 +46,7 @@ def text(events: list[dict[str, Any]]) -> str:
 
 
 def until_idle(server: Server, seconds: float = 20.0) -> None:
-    """No token of KV memory is held by a request any more."""
+    """Wait until no request holds a KV slot."""
     deadline = time.monotonic() + seconds
     while get(server, "/token_load")["current_load"] > 0:
         assert time.monotonic() < deadline, "KV slots are still held"
@@ -106,7 +106,7 @@ def test_stop_strings_are_not_shown(server: Server) -> None:
 
 
 def test_a_special_token_that_does_not_end_the_model_is_a_stop_string_too(server: Server) -> None:
-    """Its id is all that may be produced. The text hides it unless the client wants the stop string."""
+    """The model may produce only the id of the stop string. The text hides it unless the client wants it."""
     rules = {"max_new_tokens": 9, "allowed_token_ids": [1], "stop_sequences": ["<|im_start|>"], "n": 2}
     for more, shown in (({}, ""), ({"include_stop_str_in_output": True}, "<|im_start|>")):
         for skip in (True, False):
@@ -176,7 +176,7 @@ def test_no_process_holds_a_library_that_it_does_not_use(server: Server) -> None
 
 @pytest.mark.skipif("+cpu" not in version("torch"), reason="another build of torch takes more")
 def test_all_processes_take_little_memory_beside_the_weights(default_model: Path) -> None:
-    """After a start; shared pages count once."""
+    """The memory after a start. Shared pages count once."""
     taken = 0
     with launch(Config(http=HttpConfig(port=0), model=ModelConfig(device="cpu"))) as server:
         weights = server.wait_ready(START).facts["weight_bytes"]
@@ -220,7 +220,7 @@ def test_a_killed_worker_of_the_default_model_changes_no_answer(server: Server) 
 
 
 def test_the_port_survives_its_process(server: Server) -> None:
-    """Connections of a killed front are broken; what it ran goes on until its client is back, here to drop it, and new
+    """Connections of a killed front break. Its requests continue until their client returns, here to drop them, and new
     requests are served again."""
     body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
     with ThreadPoolExecutor(1) as pool:
@@ -232,7 +232,7 @@ def test_the_port_survives_its_process(server: Server) -> None:
         with pytest.raises((OSError, HTTPException, IndexError, AssertionError)):
             text(broken.result())
     deadline = time.monotonic() + 30
-    while not server.health():  # 503 until the new front has begun; the listening socket never closed
+    while not server.health():  # 503 until the new front has begun; the listening socket never closes
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = post(server, "/generate", prompt(2))

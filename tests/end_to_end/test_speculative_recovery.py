@@ -1,4 +1,4 @@
-"""Drafts in real processes: answers are those without, whichever process is killed in the middle of them."""
+"""Drafts in real processes: answers are the same as without drafts, whichever process is killed in the middle."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared[Embedded
 
 
 async def answers(engine: Embedded, *, speculate: bool = True, victim: str = "") -> list[list[int]]:
-    """Of two ids, so that they repeat themselves; half of the streams are drawn. `victim` is killed at the 20th token
-    of the first."""
+    """Answers of two ids, so that they repeat; half of the streams are sampled. `victim` is killed at the 20th token of
+    the first stream."""
     lives = []
     for i in range(STREAMS):
         sampling = Sampling(seed=i, temperature=0.3 * (i % 2), max_new_tokens=TOKENS, ignore_eos=True, allowed_ids=TWO)

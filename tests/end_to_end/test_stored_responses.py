@@ -1,4 +1,4 @@
-"""Stored responses outlive the process that has made them."""
+"""Stored responses survive the process that made them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("window", ["60", "0"])
 def test_http_dies_between_the_turns(folder: Path, window: str) -> None:
-    """`window`: how long a client can come back to an answer that is not stored."""
+    """`window`: seconds for which a client can resume an answer that is not stored."""
     with mock_serving(folder, "--port", "0", "--resume-window", window) as server:
         first, other = create(server), create(server, input="And that")
         second = create(server, previous_response_id=first["id"], input="More")
@@ -69,7 +69,7 @@ def test_http_dies_between_the_turns(folder: Path, window: str) -> None:
 
 @pytest.mark.timeout(180)
 def test_http_dies_in_the_middle_of_a_response(folder: Path) -> None:
-    """Its client does not come back to the stream, and asks for the response much later."""
+    """The client does not resume the stream and asks for the response much later."""
     asked = {"input": "Tell me", **SHORT, "max_output_tokens": 100, "stream": True}
     paced = "tests.actors.mock_actor:PacedLargeMockWorkerActor"
     with mock_serving(folder, "--port", "0", "--resume-window", "5", worker=paced) as server:
@@ -81,7 +81,7 @@ def test_http_dies_in_the_middle_of_a_response(folder: Path) -> None:
             id = next(json.loads(line[5:])["response"]["id"] for line in reply if line.startswith(b"data:"))
             kill_http(server)
         until(lambda: b'"in_progress"' in fetch(server, id)[1])
-        until(lambda: live(server.port) == 0)  # the window is over
+        until(lambda: live(server.port) == 0)  # until the window has ended
         status, data = fetch(server, id)
         assert status == 200
         found = json.loads(data)

@@ -41,7 +41,7 @@ def golden(name: str) -> list[tuple[list[int], list[int]]]:
 
 
 def ranks_of(server: Server) -> list[int]:
-    """The worker processes' ids, in order of rank."""
+    """The pids of the worker processes, in order of rank."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,7 +104,7 @@ def test_a_dense_model_has_no_experts_to_share_out() -> None:
 
 @pytest.mark.parametrize("victim", ["guide", "detokenizer", "worker1"])
 def test_constrained_answers_of_two_ranks(tiny_folder: Path, victim: str) -> None:
-    """Rank 0 alone waits for masks. After a death the ranks leave the same step, or are replaced."""
+    """Only rank 0 waits for masks. After the death of a process the ranks leave the same step or are replaced."""
     rules = {"max_new_tokens": 200, "ignore_eos": True, "regular_constraint": "([a-z]{1,9} )*", "do_sample": True}
     asked = [{"inputs": "Hi", "parameters": rules | {"seed": seed, "temperature": 2.0}} for seed in range(3)]
     config = replace(settings("llama"), model=ModelConfig(model_dir=str(tiny_folder), device="cpu"))

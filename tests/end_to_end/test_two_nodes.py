@@ -1,4 +1,4 @@
-"""Two machines of one rank each, as an operator starts them, on a tiny checkpoint with images."""
+"""Two nodes of one rank each, started as an operator starts them, with a tiny checkpoint with images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.end_to_end.test_served_model import children
 from tests.paths import GOLDENS
 
 FOLDER = "qwen3_vl"
-"""Its embeddings have several planes."""
+"""A checkpoint whose image embeddings have several planes."""
 
 
 def free_port() -> int:
-    """Of which the next one is free, too."""
+    """A free port; the next port is free too."""
     while True:
         with suppress(OSError), socket.create_server(("127.0.0.1", 0)) as first:
             port: int = first.getsockname()[1]
@@ -51,7 +51,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 def elsewhere(config: Config, folder: Path) -> Config:
-    """What the other machine is started with; its copy of the model is in another place."""
+    """The configuration of the other node, whose copy of the model is in another folder."""
     found = shutil.copytree(GOLDENS / FOLDER, folder / "copy", dirs_exist_ok=True)
     return replace(ranked(config), model=replace(config.model, model_dir=str(found)))
 
@@ -61,7 +61,7 @@ def ranked(config: Config) -> Config:
 
 
 def golden_answers(server: Server) -> None:
-    """As of one rank."""
+    """Check that the answers are those of one rank."""
     for prompt in prompts(FOLDER):
         assert ids(post(server, "/generate", golden_body(FOLDER, prompt))) == prompt["greedy_ids"]
 

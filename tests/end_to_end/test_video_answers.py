@@ -39,9 +39,9 @@ TEMPLATE = (
     "{% for message in messages %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}"
     "{% else %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>{% endif %}{% endfor %}{% endfor %}"
 )
-"""As Qwen3-VL's writes images and videos."""
+"""A chat template that writes images and videos like that of Qwen3-VL."""
 OF_TRANSFORMERS = [154, 54, 33, 134, 80, 54, 33, 134]
-"""What Qwen3VLForConditionalGeneration of transformers 5.24 generates for the five frames below."""
+"""The ids that Qwen3VLForConditionalGeneration of transformers 5.24 generates for the five frames below."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def frames() -> dict[str, Any]:
 
 
 def test_golden_images(server: Server) -> None:
-    """Several images in a prompt, one of them twice; the second time the prefixes are there already."""
+    """Several images in a prompt, one of them twice. The second time the prefixes are cached."""
     asked = [prompt for prompt in prompts(FOLDER) if len(prompt["image_slots"]) > 1]
     assert len(asked) > 1
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_golden_images(server: Server) -> None:
 
 
 def test_a_killed_worker_and_visual_actor(server: Server) -> None:
-    """Requests under way read the planes of their images again, from the cache or encoded anew."""
+    """Running requests read the planes of their images again, from the cache or from a new encoding."""
     asked = [prompt for prompt in prompts(FOLDER) if prompt["image_slots"]]
     bodies = [golden_body(FOLDER, prompt) for prompt in asked] * 3
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -124,7 +124,7 @@ def test_a_video_of_frames(server: Server) -> None:
 
 
 def test_a_video_beside_an_image(server: Server) -> None:
-    """Each tag takes the next one of its kind, whatever the order of the lists."""
+    """Each tag takes the next item of its kind, in any order of the lists."""
     file = (GOLDENS / FOLDER / "images" / "tall.png").read_bytes()
     native = generated(server, f"{VIDEO}{IMAGE}?", images=[base64_image(file)], videos=[frames()])
     video = {"type": "video", "video": [address(one, "image/png") for one in frame_files(5)], "fps": 2}
@@ -133,7 +133,7 @@ def test_a_video_beside_an_image(server: Server) -> None:
 
 @pytest.mark.skipif(not find_spec("av"), reason="PyAV is not installed")
 def test_a_video_file(server: Server) -> None:
-    """The confined decoder opens it. It has 8 frames of half a second, all of which are seen."""
+    """The confined decoder opens the file. It has 8 frames of half a second, and the model sees all of them."""
     data = sample_video()
     native = generated(server, f"{VIDEO} What?", videos=[base64_image(data)])
     same(chatted(server, {"type": "video_url", "video_url": {"url": address(data, "video/mp4")}}, " What?"), native)

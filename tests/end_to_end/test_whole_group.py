@@ -1,5 +1,5 @@
-"""The whole group of processes: ended in every way and started again, stopped, drained, and two of them side by side.
-The workers have no model (tests/actors/mock_server.py); everything else is what an operator runs."""
+"""The whole group of processes: ended in every way and restarted, stopped, drained, and two groups side by side. The
+workers have no model (tests/actors/mock_server.py); everything else is what an operator runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.paths import ROOT
 
 URL = r"url +http://127.0.0.1:(\d+)"
 RESTARTS = int(os.environ.get("LIGHTLLM_TEST_RESTARTS", "4"))
-"""In a row; by hand 20."""
+"""Consecutive restarts; 20 in a run by hand."""
 BODY = {"inputs": "Tell me", "parameters": {"max_new_tokens": 1000, "ignore_eos": True, "do_sample": True}}
 
 
 class MockServing(Serving):
-    """In a process group of its own, and with a session, as a shell or a container gives it."""
+    """A server in its own process group and session, as in a shell or a container."""
 
     def __init__(
         self, folder: Path, *flags: str, worker: str = "", front: str = "", prepare: Callable[[], object] | None = None
@@ -57,7 +57,7 @@ class MockServing(Serving):
         return int(self.until(URL)[1])
 
     def actors(self) -> dict[str, int]:
-        """{name: pid} of the children that live now; one may be gone between two looks."""
+        """{name: pid} of the living children. A child may end between two reads."""
         found = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ def ask(port: int, method: str, path: str, body: dict[str, Any] | None = None) -
 
 
 def text(port: int, number: int) -> str:
-    """An answer that depends on the number: streamed if it is even, else whole."""
+    """The text of an answer that depends on the number. It is streamed if the number is even, else whole."""
     body = {**BODY, "parameters": {**BODY["parameters"], "seed": number}}  # type: ignore[dict-item]
     if number % 2:
         status, data, _ = ask(port, "POST", "/generate", body)
@@ -123,7 +123,7 @@ def until(condition: Any, seconds: float = DEADLINE) -> None:
 
 
 def holders(port: int, pids: list[int]) -> set[int]:
-    """Which of these processes hold the socket that listens on the port."""
+    """The processes that hold the socket that listens on the port."""
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
     socket_name = next(f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A")
     found = set()
@@ -142,7 +142,7 @@ def readme_stream(port: int, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def handle_stream(port: int, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """As `Server.stream` calls it."""
+    """Stream as `Server.stream` does."""
     return client.stream(f"http://127.0.0.1:{port}", body)
 
 
@@ -156,14 +156,14 @@ def test_every_event_comes_once_although_http_is_killed(folder: Path, stream: An
             found.append(event["token"]["text"])
             if len(found) in (100, 400, 700):
                 while "http" not in (actors := server.actors()):
-                    time.sleep(0.01)  # it is being replaced, and these events came before its death
+                    time.sleep(0.01)  # http is being replaced; these events came before its death
                 os.kill(actors["http"], signal.SIGKILL)
     assert len(found) == 1000
     assert "".join(found) == whole
 
 
 def poison(port: int, name: str) -> bytes:
-    """The answer to a request that ends http, for a client who comes back for it."""
+    """Send a request that kills http. Returns the answer that the client gets when it reconnects."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("POST", "/generate", json.dumps({"inputs": POISON}), {"X-Request-Id": name})
@@ -179,7 +179,7 @@ def poison(port: int, name: str) -> bytes:
 
 
 def test_requests_that_kill_http_do_not_end_the_server(folder: Path) -> None:
-    """Each ends it three times; without their blame the second would be the end."""
+    """Each request kills http three times. Without blame on the request the second one would end the server."""
     poisoned = "tests.actors.mock_front:PoisonedHttpActor"
     with mock_serving(folder, "--port", "0", front=poisoned) as server, ThreadPoolExecutor(1) as pool:
         wanted = text(server.port, 2)
@@ -200,7 +200,7 @@ def test_a_refusal_is_said_by_the_client(folder: Path) -> None:
 
 
 def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Path, tmp_path: Path) -> None:
-    """The first one's model folder is gone by then as well: whatever is needed of it has been read."""
+    """The model folder of the first server is also deleted: the server has read all that it needs."""
     own = tmp_path / "model"
     shutil.copytree(folder, own)
     with mock_serving(own, "--port", "0") as first, mock_serving(folder, "--port", "0") as second:
@@ -209,7 +209,7 @@ def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Pa
         assert text(first.port, 1) == wanted[1]
         worker = first.actors()["worker0"]
         with ThreadPoolExecutor(8) as pool:
-            os.kill(worker, signal.SIGSTOP)  # nobody is ready before all are there
+            os.kill(worker, signal.SIGSTOP)  # no answer is ready before all requests are there
             answers = [pool.submit(text, first.port, number) for number in range(8)]
             until(lambda: live(first.port) == 8)
             first.process.send_signal(signal.SIGTERM)
@@ -225,7 +225,7 @@ def test_sigterm_finishes_what_runs_and_another_server_is_not_touched(folder: Pa
 
 
 def test_a_terminal_that_closes_lets_running_requests_finish(folder: Path) -> None:
-    """The whole group gets SIGHUP, and more than once."""
+    """The whole group gets SIGHUP more than once."""
     with mock_serving(folder, "--port", "0") as server, ThreadPoolExecutor(4) as pool:
         port, worker = server.port, server.actors()["worker0"]
         wanted = [text(port, number) for number in range(4)]
@@ -256,7 +256,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def test_who_loses_its_parent_to_the_server_is_no_zombie(folder: Path) -> None:
-    """As PID 1 of a container, for which a subreaper stands, the server inherits the children of dead actors."""
+    """As PID 1 of a container (here: a subreaper) the server inherits the children of dead actors."""
     libc = ctypes.CDLL(None)
     with mock_serving(
         folder,
@@ -270,10 +270,10 @@ def test_who_loses_its_parent_to_the_server_is_no_zombie(folder: Path) -> None:
             worker = server.actors()["worker0"]
             (orphan,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
             os.kill(worker, signal.SIGKILL)
-            until(lambda path=Path(f"/proc/{orphan}"): not path.exists(), 20.0)  # a zombie has its folder
+            until(lambda path=Path(f"/proc/{orphan}"): not path.exists(), 20.0)  # a zombie still has its folder
             server.until(f"reaped process {orphan}, whose parent had ended")
             assert text(server.port, 1) == wanted
-        assert server.log.count("worker0 was killed by SIGKILL") == 2  # the loop got the status of its own child
+        assert server.log.count("worker0 was killed by SIGKILL") == 2  # the event loop got the status of its own child
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(DEADLINE) == 0
 
@@ -289,7 +289,7 @@ ENDS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_restarts_in_a_row_leave_nothing_behind(folder: Path) -> None:
-    """Under load, on the same port, at once."""
+    """A restart under load, on the same port, at once."""
     shared, port = set(os.listdir("/dev/shm")), 0
     for number in range(RESTARTS):
         name, end = list(ENDS.items())[number % len(ENDS)]
@@ -319,11 +319,11 @@ def test_stopped_actors_make_it_unhealthy_and_are_replaced(folder: Path) -> None
         for pid in others:
             os.kill(pid, signal.SIGSTOP)
         until(lambda: ask(port, "GET", "/health")[0] == 503)
-        assert b"lightllm_actor_up" in ask(port, "GET", "/metrics")[1]  # asks nobody
+        assert b"lightllm_actor_up" in ask(port, "GET", "/metrics")[1]  # needs no other process
         assert ask(port, "GET", "/liveness")[0] == 200
         assert asked.result() == wanted
         assert not others & set(server.actors().values())
-        # And now the port's own process as well: whoever connects meanwhile is served by the next one.
+        # Now the port's own process dies too: the next one serves clients that connect meanwhile.
         old = server.actors()
         for pid in old.values():
             os.kill(pid, signal.SIGSTOP)

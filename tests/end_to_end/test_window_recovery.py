@@ -1,5 +1,5 @@
-"""A checkpoint with windows in some layers on two ranks, with few slots for these layers: whichever process is killed,
-every sequence goes on as if nothing had happened."""
+"""A checkpoint with windows in some layers on two ranks, with few slots for these layers: every sequence continues with
+the same tokens, whichever process is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fleet that grows with the tokens that it has to compute, and shrinks without losing a stream. One cluster."""
+"""A fleet grows with the tokens that it has to compute, and shrinks without the loss of a stream. One cluster."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_fleet_follows_its_work(tmp_path: Path):
             thread.join(120)
         threads[0].join(120)
         ended.clear()
-        threads[0] = threading.Thread(target=work)  # alone it is less than a replica may have
+        threads[0] = threading.Thread(target=work)  # one request alone is less than the target of a replica
         threads[0].start()
         settle(lambda: replicas() == {"RUNNING": 1}, 120)
     finally:

@@ -1,4 +1,4 @@
-"""`launch(replicas=2)`: a server handle whose methods work on a fleet with a Ray of its own."""
+"""`launch(replicas=2)`: the methods of the server handle work on a fleet with its own Ray."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_fleet_has_the_handle_of_a_server(tmp_path: Path):
         running = server.stream(ASKED | {"parameters": {"max_new_tokens": 300, "ignore_eos": True}})
         next(running)
         server._signal(signal.SIGTERM)
-        assert len(list(running)) == 299  # what runs is finished
+        assert len(list(running)) == 299  # the drain finishes running requests
         assert server.drain(60) == 0
         assert server.exit_code == 0
         with pytest.raises(ConnectionError):

@@ -1,4 +1,5 @@
-"""Replicas on Ray, whose engines have no model: whatever fails, requests go on. One cluster for all tests, in order."""
+"""Replicas on Ray with engines without a model: after any failure requests continue. All tests share one cluster and
+run in order."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def fleet() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="module")
 def whole(fleet: LocalCluster) -> Streamed:
-    """The answer of one engine without disturbance."""
+    """The undisturbed answer of one engine."""
     found = Streamed()
     stream(fleet, found)
     prompt = Tokenizer.from_file(str(fleet.folder / "mock" / "tokenizer.json")).encode(ASKED["inputs"]).ids
@@ -101,7 +102,7 @@ def stream(fleet: LocalCluster, found: Streamed) -> None:
 
 @contextlib.contextmanager
 def streams(fleet: LocalCluster, whole: Streamed) -> Iterator[list[Streamed]]:
-    """Streams in the middle. In the end each is the whole answer."""
+    """Streams that run during the block. At the end each must be the whole answer."""
     found = [Streamed() for _ in range(STREAMS)]
     threads = [threading.Thread(target=stream, args=(fleet, one), daemon=True) for one in found]
     for thread in threads:
@@ -114,7 +115,7 @@ def streams(fleet: LocalCluster, whole: Streamed) -> Iterator[list[Streamed]]:
 
 
 def answers(fleet: LocalCluster, whole: Streamed) -> None:
-    """A new request is answered."""
+    """Check that a new request gets its answer."""
     with ask(fleet, "/generate", ASKED) as answer:
         assert json.load(answer)["generated_text"] == [whole.text]
 
@@ -135,10 +136,10 @@ class TestFleet:
         with streams(fleet, whole):
             for pid in before.values():
                 os.kill(children(pid)[0], signal.SIGKILL)
-        assert fleet.replicas() == before  # Serve has replaced nothing
+        assert fleet.replicas() == before  # Serve has replaced no replica
 
     def test_a_replica_is_slow(self, fleet: LocalCluster, whole: Streamed) -> None:
-        """Its streams wait, new requests are led elsewhere, and nothing is replaced."""
+        """Its streams wait, new requests go to another replica, and Serve replaces no replica."""
         before = fleet.replicas()
         front = actors(next(iter(before.values())))["http"]
         with streams(fleet, whole):
@@ -157,7 +158,7 @@ class TestFleet:
     def test_the_way_to_a_replica_is_cut(
         self, fleet: LocalCluster, whole: Streamed, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A front of this test reaches the replicas through proxies; one of them falls silent in mid-stream."""
+        """The test's front reaches the replicas through proxies. One proxy falls silent in mid-stream."""
         monkeypatch.setattr(engine_client, "SILENCE", 3.0)
         asyncio.run(asyncio.wait_for(partition(fleet, whole), PATIENCE))
 
@@ -179,14 +180,14 @@ class TestFleet:
         assert fleet.replicas() == before
 
     def test_a_whole_replica_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
-        """The new controller of Serve replaces it."""
+        """The new controller of Serve replaces the replica."""
         replica, engine = next(iter(fleet.replicas().items()))
         with streams(fleet, whole):
             os.kill(replica, signal.SIGKILL)
         settle(lambda: len(fleet.replicas()) == 2 and not is_alive(engine))
 
     def test_a_front_dies(self, fleet: LocalCluster, whole: Streamed) -> None:
-        """A client that comes back, which is what ours does, gets the rest from another front."""
+        """A client that reconnects, like this package's client, gets the rest from another front."""
         (front,) = fleet.processes("ray::ServeReplica:lightllm_mp:front")
         ids = []
         for event in client.stream(fleet.url, ASKED):
@@ -200,13 +201,13 @@ class TestFleet:
         with streams(fleet, whole):
             head.kill_gcs_server()
             answers(fleet, whole)
-            time.sleep(3.0)  # the directory is asked meanwhile
+            time.sleep(3.0)  # the fronts ask the directory meanwhile
             answers(fleet, whole)
             head.start_gcs_server()
         answers(fleet, whole)
 
     def test_a_node_is_gone(self, fleet: LocalCluster, whole: Streamed) -> None:
-        """Without grace: all its processes are killed. The new head finds another place for its replica."""
+        """All processes of a node are killed. The new head finds another place for its replica."""
         (node,) = fleet.cluster.worker_nodes
         with streams(fleet, whole):
             fleet.cluster.remove_node(node, allow_graceful=False)
@@ -228,7 +229,8 @@ class TestFleet:
         answers(fleet, whole)
 
     def test_a_replica_on_two_nodes(self, fleet: LocalCluster, whole: Streamed) -> None:
-        """Its process on the other one dies, and then that node is gone: the engine stays and waits for another."""
+        """The replica's process on the second node dies, then this node is gone: the engine stays and waits for
+        another."""
         fleet.deploy(1, nodes=2)
         (replica,) = fleet.replicas().items()
         (agent,) = fleet.processes("ray::MockNode")
@@ -287,7 +289,7 @@ def test_a_directory_that_knows_little_says_so(monkeypatch: pytest.MonkeyPatch) 
         directory.report("a", {})
         found = directory.replicas()
     assert found == ({"a": {}}, True)
-    now += 60.0  # it was stopped
+    now += 60.0  # the directory itself was paused
     assert directory.replicas() == ({"a": {}}, True)
     for _ in range(12):
         now += 0.5

@@ -1,4 +1,4 @@
-"""Journals that end with a test."""
+"""Journals that are freed at the end of a test."""
 
 from __future__ import annotations
 

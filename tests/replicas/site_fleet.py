@@ -1,4 +1,4 @@
-"""A front over engines of one script each."""
+"""A front over scripted engines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STREAM = {"inputs": "a", "parameters": {"max_new_tokens": 12}}
 
 
 class Engines:
-    """Sites as replicas. `lose`: a replica -> number of frames after which it is lost."""
+    """Sites as replicas. `lose`: replica -> the number of frames after which it is lost once."""
 
     def __init__(self, sites: dict[str, Site]) -> None:
         self.sites = sites
@@ -34,7 +34,7 @@ class Engines:
         }
         self.lose: dict[str, int] = {}
         self.for_ever: set[str] = set()
-        """They are lost again and again."""
+        """Replicas of `lose` that are lost every time."""
         self.calls: list[tuple[str, str]] = []
 
     async def call(self, name: str, call: RelayCall) -> AsyncIterator[list[bytes]]:

@@ -1,4 +1,4 @@
-"""A network between a front and a replica that can be cut without a word to either end."""
+"""A network between a front and a replica that can fail without a signal to either end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 
 class TcpProxy:
-    """`cut`: it accepts connections and forwards nothing. `port`: where it listens."""
+    """`cut`: accept connections and forward nothing. `port`: the port on which it listens."""
 
     def __init__(self, host: str, port: int) -> None:
         self.cut, self.port = False, 0

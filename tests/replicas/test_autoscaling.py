@@ -1,4 +1,4 @@
-"""How many replicas the policy asks for."""
+"""The number of replicas that the policy wants."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def wanted(present: int, *work: float) -> int:
         (1, (101.0,), 2),
         (1, (1000.0,), 10),
         (2, (500.0, 100.0), 6),
-        (4, (90.0, 90.0, 90.0, 90.0), 4),  # three would be full at once
+        (4, (90.0, 90.0, 90.0, 90.0), 4),  # three would be at the limit at once
         (4, (70.0, 70.0, 70.0, 10.0), 3),
         (4, (0.0, 0.0, 0.0, 0.0), 1),
-        (3, (120.0,), 2),  # two still start, or end
+        (3, (120.0,), 2),  # two replicas are starting or ending
     ],
 )
 def test_as_many_replicas_as_the_work_needs(present: int, work: tuple[float, ...], replicas: int):

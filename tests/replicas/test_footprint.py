@@ -1,4 +1,4 @@
-"""What the body of a request tells about the caches that it needs."""
+"""The estimate of a request's cache contents from its body."""
 
 from __future__ import annotations
 

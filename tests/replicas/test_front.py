@@ -1,4 +1,4 @@
-"""The front of a fleet over engines of one script each: nothing of an answer depends on which of them gave it."""
+"""The front of a fleet over scripted engines: no part of an answer depends on which engine gave it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_answer_is_the_same_whenever_its_replica_is_lost(path: str, asked: di
                 expected = whole.replace(b"mine", b"mine%d" % frame)
                 assert timeless(data) == timeless(expected), (frame, engines.calls)
                 assert found.headers["Content-Type"] == head.headers["Content-Type"]
-                front._router.report("c", work=1e6)  # the next one goes to a or b
+                front._router.report("c", work=1e6)  # so that the next request goes to a or b
             assert front.lost == 0
             assert front.moved >= 2
             for s in engines.sites.values():
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_ends_its_request():
 
 
 def test_a_fleet_over_http():
-    """A replica that leaves in mid-answer, a client that leaves, one that comes back by POST."""
+    """A replica that leaves in mid-answer, a client that disconnects, and one that reconnects by POST."""
 
     async def body():
         async with fleet("whole") as (front, _):
@@ -201,7 +201,7 @@ def test_a_stream_of_several_prompts_cannot_go_on():
         async with fleet("a", "b") as (front, engines):
             front._router.report("b", work=1e6)
             asked = {"prompt": ["x", "y"], "max_tokens": 20}
-            engines.lose["a"] = 0  # nothing was sent, so it begins again
+            engines.lose["a"] = 0  # the client has no bytes, so the request begins again
             head, data = await ask(front, "/v1/completions", asked)
             assert head.status == 200
             assert len(json.loads(data)["choices"]) == 2
@@ -219,7 +219,7 @@ def test_what_a_replica_keeps_is_found():
             for i in range(6):
                 _, whole = await ask(front, "/generate", STREAM, **{"X-Request-Id": f"kept{i}"})
                 if i == 3:
-                    front._owners.clear()  # another front sent them
+                    front._owners.clear()  # as if another front had sent them
                 head, again = await ask(front, f"/requests/kept{i}", None)
                 assert (head.status, again) == (200, whole)
             head, _ = await ask(front, "/requests/never", None)

@@ -1,4 +1,4 @@
-"""The port of a fleet answers as an engine's does: every route, keys, readiness, metrics, deadlines, limits."""
+"""The port of a fleet answers like an engine's port: all routes, keys, readiness, metrics, deadlines, limits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ BODIES: dict[str, Any] = {
 
 
 def test_every_route_answers_as_on_one_machine():
-    """But those for what concerns the whole fleet, and the stream that never ends."""
+    """All routes but those that concern the whole fleet, and the stream that never ends."""
 
     async def body():
         routes = [(method, path) for method, path in route_table() if path != "/live/events"]
@@ -195,7 +195,7 @@ def test_pages_are_merged_by_metric():
 
 
 def test_a_flood_of_one_key_leaves_room_for_others():
-    """Each replica keeps half of its places for the keys in equal parts, and a request goes where there is one."""
+    """Each replica reserves half of its places for the keys in equal parts, and a request goes to a free place."""
 
     async def body():
         slow = {"paused": True}
@@ -292,7 +292,7 @@ def test_a_client_that_leaves_ends_its_request():
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_same_behind_another_server(method: str):
-    """As an ASGI application, in Ray Serve."""
+    """The front as an ASGI application, as in Ray Serve."""
 
     async def body():
         async with fleet("a", keys=KEYS, a={}) as (front, _):

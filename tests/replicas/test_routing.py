@@ -1,4 +1,4 @@
-"""Where requests go: to their prefix and their image, unless that replica is busier by more than this saves."""
+"""Routing: a request goes to its prefix and image, unless that replica is busier by more than the cache saves."""
 
 from __future__ import annotations
 

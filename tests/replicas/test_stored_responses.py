@@ -1,4 +1,4 @@
-"""Stored responses of a fleet: they outlive a replica, and a next turn goes on at any of them."""
+"""Stored responses of a fleet: they survive the death of a replica, and any replica can continue a chat."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RESPONSES = "/v1/responses"
 
 async def respond(front: FleetFront, text: str, previous: str = "", **more: Any) -> dict[str, Any]:
     asked = {"input": text, "max_output_tokens": 3, "previous_response_id": previous or None, **more}
-    head, data = await ask(front, RESPONSES, asked, **{"X-Request-Id": f"of {text}"})  # no label: a new one is made
+    head, data = await ask(front, RESPONSES, asked, **{"X-Request-Id": f"of {text}"})  # not a label: gets a new one
     assert head.status == 200, data
     await front.stored.settled()
     return json.loads(data)
 
 
 def said(s: Site) -> list[list[Any]]:
-    """The messages of each chat that a site has begun."""
+    """The messages of all chats that a site has begun."""
     return [json.loads(m.chat.messages) for m in s.engine.tokenizer if isinstance(m, Generate) and m.chat is not None]
 
 
@@ -37,7 +37,7 @@ def test_a_response_outlives_its_replica(other: bool):
             later = FleetFront(engines, front._router, wait=3.0) if other else front
             for i in range(6):
                 first = await respond(front, f"one {i}")
-                maker = engines.calls[-2][0]  # then comes the copy
+                maker = engines.calls[-2][0]  # the last call is the copy
                 assert engines.calls[-1][1] == "/relay"
                 engines.lose[maker], engines.for_ever = -1, {maker}
                 front._router.accept(maker, False)
@@ -58,7 +58,7 @@ def test_a_response_outlives_its_replica(other: bool):
 
 
 def test_a_turn_goes_on_where_its_response_is_not():
-    """Both replicas that have it take no request: it is brought to the third one."""
+    """The two replicas that have the response take no requests, so the third one gets it."""
 
     async def body():
         async with fleet("a", "b", "c", a={}, b={}, c={}) as (front, engines):
@@ -69,7 +69,7 @@ def test_a_turn_goes_on_where_its_response_is_not():
                 front._router.accept(name, False)
             await respond(front, "two", first["id"])
             assert [m["content"] for m in said(engines.sites[third])[-1]][::2] == ["one", "two"]
-            assert len([path for _, path in engines.calls if path == RESPONSES]) == 3  # refused once, then brought
+            assert len([path for _, path in engines.calls if path == RESPONSES]) == 3  # refused once, then answered
 
     run(body)
 
@@ -112,7 +112,7 @@ def test_a_copy_is_refused_by_full_replicas():
         async with fleet("a", "b", a={}, b={}) as (front, engines):
             for s in engines.sites.values():
                 s.frontend.health(Health(ok=True, draining=True))
-                s.frontend.stay(True)  # it answers, and keeps nothing
+                s.frontend.stay(True)  # it answers, but stores nothing
             await respond(front, "one")
             assert front.stored.without_copy == 1
 
@@ -120,7 +120,7 @@ def test_a_copy_is_refused_by_full_replicas():
 
 
 def test_a_replica_that_is_to_end_gives_its_responses_to_others():
-    """One replica after the other is replaced, as by a rolling update: nothing is lost."""
+    """Replicas are replaced one after another, as by a rolling update: no response is lost."""
 
     async def body():
         names = ("a", "b", "c", "d", "e", "f")

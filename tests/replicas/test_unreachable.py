@@ -1,4 +1,4 @@
-"""Replicas that a front cannot reach: gone, behind a network that is cut, or full. They cost a bounded time and no
+"""Replicas that a front cannot reach: gone, behind a broken network, or full. They cost a bounded time and no
 request."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.replicas.site_fleet import STREAM, ask, fleet, run
 from tests.replicas.tcp_proxy import TcpProxy, tcp_proxy
 
 NOBODY = "http://127.0.0.1:1"
-"""Refuses connections."""
+"""An address that refuses connections."""
 
 
 class Proxied:
@@ -35,7 +35,7 @@ class Proxied:
         self.router = front._router
 
     async def update(self, **work: float) -> None:
-        """What the directory would tell."""
+        """Update the fleet with what the directory would report."""
         facts = {name: ReplicaFacts(f.url, f.kv_tokens, work=work.get(name, 0.0)) for name, f in self.facts.items()}
         await self.over.update(facts)
 
@@ -61,7 +61,8 @@ async def whole() -> bytes:
 
 
 def test_a_partition_in_mid_stream(monkeypatch: pytest.MonkeyPatch):
-    """Nobody closes a connection: it is silent. The front goes on elsewhere, and comes back when it is mended."""
+    """No peer closes the connection; it is silent. The front continues at another replica and returns after the
+    repair."""
     monkeypatch.setattr(engine_client, "SILENCE", 0.5)
     monkeypatch.setattr(engine_client, "LOOK", engine_client.aiohttp.ClientTimeout(total=0.2))
 
@@ -80,10 +81,10 @@ def test_a_partition_in_mid_stream(monkeypatch: pytest.MonkeyPatch):
             assert 0.4 < monotonic() - begin < 20
             assert (found.front.moved, found.front.lost) == (1, 0)
 
-            await found.update(b=1e6)  # the directory still hears of it
+            await found.update(b=1e6)  # the directory still gets its reports
             assert not found.router.replicas["a"].accepting
             assert (await ask(found.front, "/generate_stream", STREAM))[1] == expected
-            assert (found.front.moved, found.front.lost) == (1, 0)  # nobody else waits for it
+            assert (found.front.moved, found.front.lost) == (1, 0)  # no other request waits for it
 
             found.proxies["a"].mend()
             while not found.router.replicas["a"].accepting:
@@ -97,7 +98,7 @@ def test_a_partition_in_mid_stream(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_replicas_that_are_gone_cost_a_request_nothing():
-    """More of them than a request may end; what ended without a request was not ended by it."""
+    """There are more of them than a request may lose. A replica that never got the request does not count."""
 
     async def body():
         expected = await whole()

@@ -1,4 +1,4 @@
-"""Measures what an API's form costs: streams of OpenAI's APIs through one http process against /generate_stream.
+"""Measures the cost of an API's format: streams of OpenAI's APIs against /generate_stream, through one http process.
 
     python -m tools.bench.api_formats [--streams 512] [--tokens 64] [--rounds 5]
 

@@ -28,11 +28,11 @@ from tools.harness.gpu import best, captured, new_step, random_step, require_gpu
 
 STORED = {"bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 POOL_BYTES = 400e6
-"""Bytes of keys and values of all layers together, so that none is still in the cache when its turn comes. There are at
-least two layers: a layer that comes again begins a new step."""
+"""Bytes of keys and values of all layers together, so many that no layer is still in the cache at its next turn. There
+are at least two layers, because the same layer again begins a new step."""
 
 STAGES = (2, 3, 5)
-"""Keys are found through slots, which are loaded too: 5 stages are the fewest that load a block of keys during the work
+"""Stages to try. A kernel loads slots before keys, so 5 stages are the fewest that load a block of keys during the work
 on another."""
 
 Lengths = list[tuple[int, int]]

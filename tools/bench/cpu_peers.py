@@ -9,12 +9,12 @@
 llama-cpp-python; without --llama-server its columns are empty. transformers needs the extra `bench`; it gets dense
 weights made from the same GGUF file, in float32 and in bfloat16.
 
-First each program starts alone, for its memory and the time to its first answer about its health. Then all run, and
-each figure is measured on one after the other while the rest idle: the last line says how much CPU they take
-meanwhile. A round's prompts are random ids that no other round has; prefix caches are off. The engine and
-llama.cpp are asked over HTTP and stream; transformers gets all requests of a figure as one padded batch, in its own
-process. Every answer has exactly the requested number of tokens. On a shared machine each measurement waits until
-other programs are quiet and is repeated if they were not. The table has medians of the undisturbed rounds.
+First each program starts alone, for its memory and the time until it is healthy. Then all run, and each figure is
+measured on one program after another while the rest idle: the last line says how much CPU they take meanwhile. A
+round's prompts are random ids that no other round has; prefix caches are off. The engine and llama.cpp are asked over
+HTTP and stream; transformers gets all requests of a figure as one padded batch, in its own process. Every answer has
+exactly the requested number of tokens. On a shared machine each measurement waits until other programs are quiet and is
+repeated if they were not. The table has medians of the undisturbed rounds.
 """
 
 from __future__ import annotations

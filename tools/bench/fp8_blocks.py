@@ -2,10 +2,10 @@
 
     python -m tools.bench.fp8_blocks [--shapes 5120x2048,4096x14336] [--rows 17 64 256 512 2048 8192] [--sweep]
 
-Each figure is one JSON line: microseconds of the rounding of activations and of the product, with the share of what the
-GPU reaches for their bytes and operations; beside it the same weight expanded for cuBLAS, and cuBLAS on a plain weight.
---sweep tries blocks first: the best ones, for all shapes together, are printed as lines of kernels/triton/linear/
-tuned_linear.py, and used for the figures. Weights are never in the cache.
+Each figure is one JSON line: microseconds of the rounding of activations and of the product, with the share of the
+GPU's ceiling for their bytes and operations. For comparison: the same weight expanded for cuBLAS, and cuBLAS with a
+plain weight. --sweep first tries blocks. It prints the best ones, for all shapes together, as lines of
+kernels/triton/linear/tuned_linear.py and uses them for the figures. Weights are never in the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHAPES = ["5120x2048", "2048x4096", "6144x4096", "4096x14336", "28672x4096"]
 """Outputs and inputs: qkv and o of Qwen3-30B-A3B; qkv, down and gate_up of Llama-3-8B."""
 ROWS = [17, 32, 64, 128, 256, 512, 1024, 2048, 8192]
 CACHE = 160 << 20
-"""Bytes of weights that are gone over in a graph: three times the cache."""
+"""Bytes of weights that a graph reads: three times the cache."""
 LAUNCHES = 8
 GROUP = fp8.GROUP
 SHARED_BYTES = 227 << 10
@@ -48,7 +48,7 @@ STREAMED = [
         ((64, 4, True), (64, 4, False), (64, 8, False), (128, 4, True), (128, 8, True), (128, 8, False)), (3, 4, 5)
     )
 ]
-"""Programs are filled in: as many as a multiprocessor holds, and one less."""
+"""Blocks without programs. The sweep tries as many programs as a multiprocessor holds, and one less."""
 TILES = [
     Fp8Blocks(rows, outputs, warps, stages, together)
     for (rows, outputs, warps), stages, together in itertools.product(
@@ -58,7 +58,7 @@ TILES = [
 
 
 def streams(rows: int) -> list[LinearBlocks]:
-    """Blocks to try for so many rows."""
+    """Blocks to try for a number of rows."""
     many, found = min(128, rows), []
     for blocks in STREAMED:
         if not blocks.swapped and rows < 64:
@@ -163,7 +163,7 @@ def measure(figures: Figures, case: Case, rows: int) -> None:
 
 
 def compile_part(all_rows: Sequence[int], part: int, parts: int) -> None:
-    """Every `parts`-th kernel, on something small."""
+    """Compiles every `parts`-th kernel by running it on a small input."""
     weight = quantised.prepare_quantised(block_weight(512, 512), None, torch.bfloat16)
     todo: list[tuple[int, LinearBlocks | Fp8Blocks]] = [
         (min(128, 1 << (rows - 1).bit_length()), by._replace(programs=1))

@@ -3,8 +3,8 @@ mask, and how many random JSON schemas each takes and keeps to.
 
     python -m tools.bench.guide_libraries [--schemas 200] [--tokens 200] [--model FOLDER]
 
-Both walk at random through each schema, so they meet the same kinds of states. `jsonschema` validates a walk that ends.
-Times are of one thread.
+Both libraries walk at random through each schema, so they meet the same kinds of states. `jsonschema` validates each
+walk that ends. Times are of one thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures what constraints cost: the gap between two tokens of streams with and without a constraint.
+"""Measures the cost of constraints: the gap between two tokens of streams with and without a constraint.
 
     python -m tools.bench.guided_overhead [--rows 16] [--tokens 100] [--rounds 5] [--run-ahead 0|1]
                                           [--model FOLDER] [--load-format dummy]

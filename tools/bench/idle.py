@@ -2,8 +2,8 @@
 
     python -m tools.bench.idle [--seconds 20] [flags of lightllm-mp serve]
 
-Starts a server (of the default model unless a flag names another), waits until it has settled, and reads /proc before
-and after. CPU is in percent of one core. Memory is private memory, without shared lanes and arenas.
+Starts a server (of the default model unless a flag names another), waits until it is quiet, and reads /proc before and
+after an interval. CPU is in percent of one core. Memory is private memory, without shared lanes and arenas.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@ many block sizes, for the shapes of Llama-2-7B and Llama-3-8B.
 
     python -m tools.bench.linear [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early] [--json FILE]
 
-Each figure is one JSON line. A table follows, the sum over a decode step's projections, and for quantised forms the
-blocks that are best for all weights together, as lines for tuned_linear.py. Every time is of a CUDA
-graph that goes over several copies of the weight, so that none is in the cache. Quantised forms are measured against
-cuBLAS on the plain weight.
+Each figure is one JSON line. Then follow a table, the sum over a decode step's projections, and for quantised forms the
+blocks that are best for all weights together, as lines for tuned_linear.py. Each time is of a CUDA graph that reads
+several copies of the weight, so that no copy is in the cache. Quantised forms are compared with cuBLAS on the plain
+weight.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MANY: list[Tile] = [
 FEW_ROWS = 32
 SHARED_BYTES = 222 << 10
 MOST_WARPS = 20
-"""Warps of a multiprocessor: more do not find registers."""
+"""The most warps per multiprocessor: registers do not suffice for more."""
 WEIGHT_BYTES = {"plain": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5}
 MADE = {
     "plain": lambda w: prepare_linear(w, None),
@@ -79,7 +79,7 @@ def four_bits(n: int, k: int) -> GroupedWeight:
 
 def trials(form: str, rows: int) -> list[LinearBlocks]:
     """Blocks to try, each with about as many programs as a multiprocessor holds. A 4-bit weight has its own number of
-    inputs, so what differs only in that is one trial."""
+    inputs, so blocks that differ only in this number are one trial."""
     found = []
     for outputs, inputs, warps, stages, swapped in FEW if rows <= FEW_ROWS else MANY:
         inputs = GROUP if form == "int4" else inputs
@@ -131,7 +131,7 @@ class Case:
         return self.microseconds(lambda w: matmul(x, w, None, DTYPE), self.plain)
 
     def stream(self, rows: int, trials: Iterable[LinearBlocks]) -> list[tuple[float, LinearBlocks]]:
-        """(us, blocks) of the trials that fit the weight and the GPU, the fastest first."""
+        """(us, blocks) of the trials that fit the weight and the GPU, fastest first."""
         x = self.x(rows)
 
         def score(blocks: LinearBlocks) -> float:

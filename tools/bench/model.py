@@ -3,10 +3,10 @@
     python -m tools.bench.model --shape llama3-8b [--parts decode,prefill,served] [--json FILE] [flags of serve]
     python -m tools.bench.model --model-dir DIR --parts profile --num-requests 2000
 
-Parts: decode: steps of sequences that never end, with one step planned ahead, as in a server. prefill: until all of
-some prompts have their first token. served: the workload of `tools.bench.offline`. profile: the same, with the device's
-time in 200 steady steps by class of kernel. Shapes have random weights. Shares are of what this GPU reaches
-(tools/harness/ceilings.py) for the bytes and operations of the steps (tools/harness/step_limits.py).
+Parts: decode: steps of sequences that never end, with one step planned ahead, as in a server. prefill: the time until
+each of some prompts has its first token. served: the workload of `tools.bench.offline`. profile: the same, with the
+device's time in 200 steady steps by class of kernel. Shapes have random weights. Shares are of this GPU's measured
+ceilings (tools/harness/ceilings.py) for the bytes and operations of the steps (tools/harness/step_limits.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tools.harness.step_limits import StepLimits
 
 PARTS = ("decode", "prefill", "served", "profile")
 LARGEST_BYTE = 64
-"""Bounds of random keys and values in 8 bits: none is infinite."""
+"""Bounds of random keys and values in 8 bits: no such byte is infinite."""
 SHARE_OF_ONE = 1 / 64
 """Scale of such keys and values."""
 
@@ -46,7 +46,7 @@ def pairs(text: str) -> tuple[int, int]:
 
 
 def fill(kv: KVPool) -> None:
-    """Random keys and values: zeros would flatter the clock."""
+    """Random keys and values, because zeros would give times that are too good."""
     for part in kv.data if kv.data.dim() > 1 else [kv.data]:
         if part.dtype.itemsize == 1:
             part.view(torch.uint8).random_(0, LARGEST_BYTE)

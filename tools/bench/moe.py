@@ -68,7 +68,7 @@ MODELS = {
 
 
 class Case:
-    """A step of some tokens through a few layers of a model, each with weights and router scores of its own."""
+    """A step of some tokens through a few layers of a model, each with its own weights and router scores."""
 
     def __init__(self, name: str, tokens: int) -> None:
         self.name, self.tokens, self.shape = name, tokens, MODELS[name]
@@ -190,8 +190,8 @@ def sweep(case: Case) -> None:
 
 
 def sweep_in_8_bits(case: Case) -> None:
-    """Blocks of all rows that fit, of the whole layer: what is best for one product need not share its rows with the
-    best for the other."""
+    """The best blocks of the whole layer for each number of rows that fits. Both products share the rows, and the best
+    rows of one need not be the best of the other."""
     tokens, experts = case.tokens, case.shape.experts
     mean = tokens * case.top_k / experts
     print(f"{case.name}: {tokens} tokens in 8 bits, {mean:.1f} rows an expert", flush=True)

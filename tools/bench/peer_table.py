@@ -24,7 +24,7 @@ class Summary(NamedTuple):
 
 
 def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
-    """The median of the undisturbed samples. Without any, the best one: it is the nearest."""
+    """The median of the undisturbed samples. If there are none, the best sample, which is the nearest."""
     if not samples:
         return None
     quiet = [sample.value for sample in samples if not sample.disturbed]
@@ -35,7 +35,7 @@ def summary(figure: Figure, samples: Sequence[Sample]) -> Summary | None:
 
 
 def advantage(figure: Figure, mine: Summary | None, others: Sequence[Summary | None]) -> Summary | None:
-    """The engine's ratio to the best of `others`: above 1 the engine is better, whether more or less is better."""
+    """The engine's ratio to the best of `others`. Above 1 the engine is better, for figures of either direction."""
     present = [other for other in others if other]
     if mine is None or not present:
         return None

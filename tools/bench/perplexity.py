@@ -10,9 +10,9 @@ blocks, each with keys and values of its type. --types: the same for the model i
 ggml's are written by llama.cpp's llama-quantize (tools/bench/build_llama.sh builds it) from the model with rows filled
 up to a multiple of 256; int8, awq and gptq are made of the projections while they are loaded.
 
-The other types of --kv are compared with the first. On a CPU everything except the stored keys and values is float32
-and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in bfloat16
-with the ops that a server uses. Each type prints one JSON line.
+The tool compares the other types of --kv with the first. On a CPU everything except the stored keys and values is
+float32 and attention is the reference op, so that only their rounding makes a difference; on a GPU the model runs in
+bfloat16 with the ops that a server uses. Each type prints one JSON line.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Scores:
         return math.exp(self.losses.mean().item())
 
     def change_from(self, base: Scores) -> tuple[float, float]:
-        """By what part the perplexity differs from that of `base`, and the standard error of that."""
+        """The relative difference of the perplexity to that of `base`, and its standard error."""
         more = self.losses - base.losses
         return math.expm1(more.mean().item()), more.std().item() / len(more) ** 0.5
 
 
 def text() -> str:
-    """Prose with some code in it, about 700,000 characters."""
+    """Prose with some code, about 700,000 characters."""
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
@@ -96,7 +96,7 @@ def weight_forms(path: Path) -> Iterator[tuple[str, Decoder]]:
 
 
 def score(decoder: Decoder, sequences: torch.Tensor, stored: torch.dtype, chunk: int) -> Scores:
-    """Feeds `sequences` [count, length] one after the other in chunks: later chunks read what earlier ones stored."""
+    """Feeds `sequences` [count, length] one after another in chunks. Later chunks read what earlier ones stored."""
     device, length = sequences.device, sequences.shape[1]
     pool = KVPool(decoder.spec, length, dtype=stored, device=device)
     table = torch.arange(length, dtype=torch.int32, device=device).unsqueeze(0)
@@ -138,7 +138,7 @@ Case = tuple[str, str, Decoder]
 
 
 def comparisons(path: Path, folder: Path, flags: argparse.Namespace) -> Iterator[tuple[str, Iterator[Case]]]:
-    """The name of a model, and its cases; the first of them is what the others are compared with."""
+    """The name of a model, and its cases. The first case is the baseline of the others."""
     if not flags.weights:
         decoder = load(path, flags.device)
         yield path.name, (("as loaded", name, decoder) for name in flags.kv)

@@ -1,13 +1,13 @@
-"""What the front of a fleet costs: the same requests through it and at the engine's own port, in turns.
+"""Measures the cost of a fleet's front: the same requests through it and at the engine's own port, in turns.
 
     python -m tools.bench.replica_front [--rounds 7] [--requests 300] [--streams 64] [--tokens 200] [--step-ms 20]
                                         [--profile FILE] [--serve]
 
-Starts an engine whose workers have no model, and a front (replicas/port.py, as `lightllm-mp serve --replicas` has it)
-in a process of its own. Each round sends requests of one token, one after the other on one connection, then `streams`
-streams at once, to each of the two. Prints the latency to the first event, what the front adds to it, and tokens a
-second of each with their ratio: of a worker that takes `step-ms` for a step, as a model does, and of one that answers
-at once, where both bound by their cores. `--profile`: cProfile's statistics of the front. `--serve`: the front of
+Starts an engine whose workers have no model, and a front (replicas/port.py, as in `lightllm-mp serve --replicas`) in
+its own process. Each round sends requests of one token, one after another on one connection, then `streams` streams at
+once, to each of the two. Prints the latency to the first event, the time that the front adds, and tokens a second of
+each with their ratio: for a worker that takes `step-ms` for a step, as a model does, and for one that answers at once,
+where the cores limit both. `--profile`: cProfile's statistics of the front. `--serve`: the front of
 `lightllm_mp.ray:build_app`, behind the proxy of Ray Serve, without the figures of CPU time.
 """
 
@@ -48,7 +48,7 @@ from tools.harness.procfs import TICKS, cpu_seconds
 
 ENGINE, FRONT = "engine", "front"
 SERVED = "replica_front"
-"""Application of Ray Serve."""
+"""The name of the Ray Serve application."""
 
 
 # --- the front, in its own process ------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def request(tokens: int, *, close: bool) -> bytes:
 
 
 async def latencies(url: str, requests: int) -> list[float]:
-    """Seconds to the event of each request."""
+    """Seconds from each request to its event."""
     address, found, asked = urlsplit(url), list[float](), request(1, close=False)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     for _ in range(requests):
@@ -136,7 +136,7 @@ async def latencies(url: str, requests: int) -> list[float]:
 
 
 async def rate(url: str, streams: int, tokens: int) -> float:
-    """Tokens a second of all. Raises SystemExit if a stream fails or is short."""
+    """Tokens a second of all streams. Raises SystemExit if a stream fails or is short."""
     loop, address, asked = asyncio.get_running_loop(), urlsplit(url), request(tokens, close=True)
     begin = time.perf_counter()
     connecting = (
@@ -160,7 +160,7 @@ async def measure(flags: argparse.Namespace, urls: dict[str, str], front: int, f
         for name in names:
             before = cpu_seconds(front)
             found = await rate(urls[name], flags.streams, flags.tokens)
-            if number:  # the first warms up
+            if number:  # the first round warms up
                 rates[name].append(found)
                 seconds[name] += of_round[name]
                 if name == FRONT:

@@ -1,9 +1,9 @@
-"""Simulates a fleet of replicas: the real routing beside simpler ones.
+"""Simulates a fleet of replicas and compares the real routing with simpler ones.
 
     python -m tools.bench.replica_routing [--replicas 4,32,1000] [--requests 100000] [--fronts 4] [--report-seconds 2]
 
 Three traces: chats of several turns, questions behind a few long system prompts, questions about popular images. A
-replica prefills what its LRU caches do not have, one prompt after the other, and decodes meanwhile; its rates are those
+replica prefills what its LRU caches lack, one prompt after another, and decodes meanwhile; its rates are those
 of Llama-3-8B on one H200 (docs/performance.md). Requests come at a rate that keeps 80 % of all replicas prefilling if
 nothing is cached. Each of several fronts knows its own requests, and those of other fronts from the replicas' reports.
 Prints for each routing the share of cached prompt tokens, the time to the first token, and the busiest replica's work
@@ -39,7 +39,7 @@ class Arrival:
     number: int
     footprint: Footprint = field(compare=False)
     then: Callable[[float], Arrival] | None = field(compare=False, default=None)
-    """The next turn of the conversation, after the end of this answer."""
+    """Makes the next turn of the conversation, after the end of this answer."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class SimulatedReplica:
     blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)
     images: OrderedDict[int, None] = field(default_factory=OrderedDict)
     free: float = 0.0
-    """When the last waiting prompt is prefilled."""
+    """The time at which the last waiting prompt is prefilled."""
     computed: float = 0.0
     ends: list[float] = field(default_factory=list)
     news: list[tuple[int, Footprint]] = field(default_factory=list)
@@ -82,7 +82,7 @@ def _use(held: OrderedDict[int, None], digest: int, most: int) -> None:
 
 
 def zipf(chance: random.Random, most: int) -> int:
-    """0 is the most popular."""
+    """A random item; 0 is the most popular."""
     return int(most ** chance.random()) - 1
 
 

@@ -19,7 +19,7 @@ from tools.harness.figures import say
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """One row of the table."""
 
     key: str
     title: str
@@ -45,7 +45,7 @@ class Work(Figure):
 
 STARTS = (Figure("start", "start to ready", "s", False), Figure("memory", "resident memory after start", "MiB", False))
 UNTIMED = {"memory"}
-"""Figures that other programs do not change."""
+"""Figures that other programs do not affect."""
 
 
 def works(prefills: Sequence[int], depths: Sequence[int], crowds: Sequence[int], tokens: int) -> list[Work]:
@@ -110,9 +110,9 @@ class Machine:
     """Watches the CPU time of programs outside this program's tree."""
 
     SHARE = 0.1
-    """Cores: a value counts as undisturbed if others take less."""
+    """Cores. A value counts as undisturbed if other programs take less."""
     WINDOW = 0.5
-    """Seconds that a look takes."""
+    """Seconds of one observation."""
 
     def __init__(self, patience: float, seconds: float) -> None:
         self._patience = patience
@@ -203,7 +203,7 @@ class Run:
             yield number
 
     def _undisturbed(self, measure: Callable[[int], dict[str, float]], peer: Peer) -> None:
-        """Keeps the values of `measure`, by figure; `measure` gets the number of the try."""
+        """Keeps the values of `measure`, by figure. `measure` gets the number of the attempt."""
         for attempt in range(self.TRIES):
             self.machine.wait_until_quiet()
             with self.machine.watched() as disturbed:
@@ -221,7 +221,7 @@ class Run:
         def measure(attempt: int) -> dict[str, float]:
             try:
                 seconds = peer.start()
-                time.sleep(1.0)  # its work right after the start counts for its memory
+                time.sleep(1.0)  # its memory includes the work right after the start
                 found = {"start": seconds, "memory": procfs.tree_resident_mib(peer.pid)}
             finally:
                 peer.stop()

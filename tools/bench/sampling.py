@@ -1,9 +1,9 @@
-"""Measures sampling of a batch on a GPU: the device sampler beside the torch sampler.
+"""Measures sampling of a batch on a GPU: the device sampler and the torch sampler.
 
     python -m tools.bench.sampling [--repeats 30]
 
-One JSON line a figure, medians in microseconds: on the device, from the first kernel's start to the last one's end with
-the gaps between them, and `host` until the call returns.
+Prints one JSON line a figure, medians in microseconds: the time on the device from the first kernel's start to the last
+kernel's end, including gaps, and `host`, the time until the call returns.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tools.harness.gpu import require_gpus
 
 SHAPES = ((1, 32000), (64, 32000), (256, 32000), (256, 128256))
 HISTORY = 1000
-"""Tokens that penalties count."""
+"""The number of tokens that penalties count."""
 CASES = {
     "greedy": Sampling(seed=1),
     "temperature": Sampling(seed=1, temperature=0.8),
@@ -40,7 +40,7 @@ CASES = {
 
 
 def random_logits(n: int, vocab: int) -> Tensor:
-    """float32 [n, vocab] with a few ids far above the others, as from a language model."""
+    """float32 [n, vocab] with a few logits far above the others, as from a language model."""
     noise = torch.Generator("cuda").manual_seed(0)
     logits = torch.randn((n, vocab), device="cuda", generator=noise) * 2
     logits[:, :: vocab // 20] += 12

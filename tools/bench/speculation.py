@@ -1,12 +1,11 @@
-"""What drafts bring: tokens a second of answers with and without them (--speculative-algorithm ngram), in turns.
+"""Measures the gain of drafts: tokens a second with and without them (--speculative-algorithm ngram), in turns.
 
     python -m tools.bench.speculation [--tokens 300] [--rounds 5] [--parallel 1 4] [--file FILE]
                                       [more flags of lightllm-mp serve]
 
-`edit`: repeat a code file with another name for its class, greedily and drawn. `story`: a text in which little is
-repeated. Rounds alternate between requests with `speculate` false and true; `--parallel` requests run at once. Prints
-the median rate from the first to the last token, and their ratio, and ends with 1
-if a text differs.
+`edit`: repeat a code file with another name for its class, greedy and sampled. `story`: a text with few repetitions.
+Rounds alternate between requests with `speculate` false and true; `--parallel` requests run at once. Prints the median
+rates from the first to the last token and their ratio. Exit code 1 if a text differs.
 """
 
 from __future__ import annotations
@@ -58,13 +57,13 @@ def prompts(what: str, file: str, parallel: int) -> list[str]:
 
 
 def rate(answers: list[Answer]) -> float:
-    """Tokens a second while the answers came."""
+    """Tokens a second from the first to the last token."""
     spent = max(answer.last for answer in answers) - min(answer.first for answer in answers)
     return sum(len(answer.ids) - 1 for answer in answers) / spent
 
 
 def measure(figures: Figures, engine: Engine, what: str, file: str, parallel: int, how: dict[str, Any]) -> bool:
-    """Prints the rates of one workload. False: a text differs."""
+    """Print the rates of one workload. Returns False if a text differs."""
     asked, rounds = prompts(what, file, parallel), how["rounds"]
     drawn, equal = bool(how["rules"]), True
     rates: dict[bool, list[float]] = {False: [], True: []}

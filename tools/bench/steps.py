@@ -1,4 +1,4 @@
-"""Measures steps of a Llama with random weights on one GPU: the forward pass alone, and through the executor.
+"""Measures steps of a Llama with random weights on one GPU: the forward pass alone, and steps of the executor.
 
     python -m tools.bench.steps [--model llama2-7b llama3-8b] [--parts decode,prefill] [--json FILE]
     python -m tools.bench.steps --parts executor --model llama2-7b --batch 1 16 64 --context 1024
@@ -96,7 +96,7 @@ def decode(figures: Figures, name: str, decoder: Decoder) -> None:
 
 
 def prefill(figures: Figures, name: str, decoder: Decoder) -> None:
-    """Whole prompts in steps of STEP_TOKENS."""
+    """Prefills whole prompts in steps of STEP_TOKENS."""
     for sequences, length in PREFILL_STEPS[name]:
         each = min(sequences, STEP_TOKENS // length)
         prompts = [length] * each
@@ -108,7 +108,7 @@ def prefill(figures: Figures, name: str, decoder: Decoder) -> None:
 
 
 class SteadyDecode:
-    """`batch` rows of `context` tokens that decode for ever, greedily or with the given sampling, and in each step a
+    """`batch` rows of `context` tokens that decode without end, greedily or with the given sampling, and in each step a
     new prompt of `chunk` tokens."""
 
     def __init__(self, executor: Executor, batch: int, context: int, sampling: Sampling, chunk: int = 0) -> None:

@@ -1,13 +1,13 @@
-"""Measures tables of figures with their targets in one go on one H200: each run is one tool in its own process.
+"""Measures tables of figures and their targets in one run on an H200. Each tool runs in its own process.
 
     python -m tools.bench.targets --table dense [--only 8b] [--minutes 9] [--out STEM]
 
 Tables: dense: Llama-2-7B and Llama-3-8B in 16 and 8 bits, Qwen3-30B-A3B, the time to start, and the device's time in
 200 steady steps. experts: Qwen3.5-35B-A3B, gpt-oss-20b and Qwen3-30B-A3B in FP8. Weights are random.
 
-STEM.json (all figures), STEM.md (the table) and STEM.log (the tools' output) are written after every run, so that
-nothing is lost when the time is over. Runs that no longer fit are left out; one that takes too long is ended, and its
-printed figures count.
+It writes STEM.json (all figures), STEM.md (the table) and STEM.log (the tools' output) after every run, so that no
+figure is lost when the time is over. It leaves out runs that no longer fit. It ends a run that takes too long and keeps
+the figures that the run has printed.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Result(NamedTuple):
     run: Run
     figures: list[Figure]
     ended: str
-    """How it ended; empty: well."""
+    """How the run failed; empty if it succeeded."""
     seconds: float
 
 

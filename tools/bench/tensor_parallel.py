@@ -1,4 +1,4 @@
-"""Compares tensor parallelism on several GPUs with one GPU: results, the speed of a sum over the ranks, the gain.
+"""Compares tensor parallelism on several GPUs with one GPU: results, the speed of an all-reduce, the gain.
 
     python -m tools.bench.tensor_parallel [--ranks 2] [--parts golden,random,sum,speed] [--layers 32]
 

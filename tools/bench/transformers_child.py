@@ -51,7 +51,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 class Stamps(StoppingCriteria):
-    """Notes the time of each token; stops nothing."""
+    """Records the time of each token and never stops the generation."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

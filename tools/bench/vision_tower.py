@@ -1,4 +1,4 @@
-"""Measures the vision tower alone, and the way of an image's embeddings to a worker.
+"""Measures the vision tower alone, and the copies of an image's embeddings to a worker.
 
     python -m tools.bench.vision_tower --model-dir DIR [--load-format dummy] [--device cuda]
     python -m tools.bench.vision_tower --shape llava-1.5-7b                     # random weights

@@ -36,7 +36,7 @@ class Answer:
     pause: float = 0.0
     """Longest time between two events, in seconds."""
     resumed: int = 0
-    """How often the connection broke and the client came back for the rest."""
+    """How often the connection broke and the client reconnected for the rest."""
 
     @property
     def text(self) -> str:
@@ -68,7 +68,7 @@ def first_difference(got: Answer, want: Answer) -> str:
 
 
 class Refused(Exception):
-    """429 or 503: not accepted, try again."""
+    """Status 429 or 503: the server did not accept the request; try again."""
 
 
 class WrongShape(Exception):
@@ -80,7 +80,7 @@ class Broken(Exception):
 
 
 RESUME_PAUSE = 0.05
-"""Seconds until a client whose connection broke comes back."""
+"""Seconds until a client with a broken connection reconnects."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Reader:
     number: int = 0
     """Number of the last event that has one."""
     kept: int = 0
-    """Number of events up to that one; a client that comes back gets the others again."""
+    """Number of events up to that one. A client that reconnects gets the later events again."""
     over: bool = False
     last: float = field(default_factory=time.monotonic)
 
@@ -186,7 +186,7 @@ async def _read_stream(reply: aiohttp.ClientResponse, reader: Reader) -> Answer 
 
 
 def _count(reader: Reader, number: int) -> None:
-    """Takes an event; it has a number if it is the last one of a token."""
+    """Takes an event. It has a number if it is the last event of a token."""
     if reader.case.path in NATIVE and number != reader.number + 1:
         raise WrongShape(f"event {number} after event {reader.number}")
     if number:

@@ -22,7 +22,7 @@ SCHEMA = {
 HOSTILE = {"type": "object", "properties": {"a": {"type": "nothing"}}}
 """No schema."""
 GUIDED_TOKENS = 80
-"""Most tokens of an answer that its grammar may end earlier."""
+"""The most tokens of an answer that its grammar may end earlier."""
 
 
 def apis(seed: int, load: Load) -> list[Case]:

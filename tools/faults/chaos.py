@@ -7,15 +7,15 @@
     python -m tools.faults.chaos --images --hooks --seconds 1800 --soak NAME     # does anything grow?
     python -m tools.faults.chaos --faults kill --actors tokenizer,router,detokenizer,worker0 --total 40 --clients 16
 
-First every request is answered by the undisturbed server. Then --clients clients ask without a pause (streams, whole
-answers, long prompts, n, logprobs, stop strings, images, refused requests, clients that leave; chats, tool calls that a
-grammar demands, JSON schemas, lists of prompts, messages, responses; or embeddings) while one fault after the other
-hits, until --seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM,
-which an actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a
-handler), exit 0, hang, corrupt (garbage to a peer) and slow start. The next fault comes when the server is healthy
-again and some requests have ended. Every answer must be the undisturbed one; where http died, a client comes back for
-the rest, or asks again if its request was not known yet, or cannot be resumed (a list). At the end no KV token,
-message, lease, image file, descriptor or process may be left.
+First the undisturbed server answers every request. Then --clients clients ask without a pause (streams, whole answers,
+long prompts, n, logprobs, stop strings, images, refused requests, clients that leave; chats, tool calls that a grammar
+demands, JSON schemas, lists of prompts, messages, responses; or embeddings) while one fault after the other hits, until
+--seconds are over or --total have: kill (SIGKILL), stop (SIGSTOP, until the watchdog acts), term (SIGTERM, which an
+actor ignores), memory (RLIMIT_AS at what it has), and with --hooks or --mock, raise (an exception in a handler), exit
+0, hang, corrupt (garbage to a peer) and slow start. The next fault comes when the server is healthy again and some
+requests have ended. Every answer must be the undisturbed one; where http died, a client reconnects for the rest, or
+sends the request again if http did not know it yet or it cannot be resumed (a list). At the end no KV token, message,
+lease, image file, descriptor or process may be left.
 
 Prints the matrix and one line of totals; --json writes every fault and every row as JSON lines. Exit code 1 if anything
 was lost, different or left behind. `effective` faults are those after which a process was replaced; `hit` requests were

@@ -1,4 +1,4 @@
-"""Clients that ask without a pause while tools.faults.chaos disturbs the server, and how each request ended."""
+"""Clients that send requests without a pause while tools.faults.chaos disturbs the server, and their outcomes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Outcome:
     ended: float = 0.0
     refused: int = 0
     broken: int = 0
-    """Connections that broke before the dead http actor knew the request; the client opened a new one for each."""
+    """Connections that broke before the dead http actor knew the request. The client opened a new one for each."""
     resumed: int = 0
-    """Connections that broke and whose client came back for the rest."""
+    """Broken connections whose client reconnected for the rest."""
     pause: float = 0.0
 
 
@@ -111,7 +111,7 @@ class Clients:
                 self.on_end(outcome)
 
     async def _perform(self, outcome: Outcome, session: aiohttp.ClientSession, case: Case, want: Answer | None) -> None:
-        """Asks until there is an answer; `outcome` says how the request ended."""
+        """Sends the request until there is an answer. `outcome` says how the request ended."""
         while True:
             front = actors(self.supervisor).get("http")
             try:

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, with a fleet of replicas that have no model. Nothing of it stays."""
+"""A Ray cluster of several nodes on this machine with a fleet of replicas without a model. Nothing of it remains."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ QUICK = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-"""Ray's head sees after seconds that a node is gone, instead of half a minute."""
+"""With these settings Ray's head notices the loss of a node after seconds instead of half a minute."""
 ENDED = 10.0
-"""Seconds within which processes end that Ray has ended."""
+"""Seconds within which a cluster's processes must end."""
 
 
 class LocalCluster:
-    """`url`: of the fleet. Replicas take a GPU each, by name only: a node has room for as many as it has GPUs. The
-    front takes a CPU, which only the head has."""
+    """`url`: the fleet's address. Each replica takes one logical GPU, so a node has room for as many replicas as it has
+    logical GPUs. The front takes a CPU, which only the head has."""
 
     def __init__(self, folder: Path, cluster: Any, port: int) -> None:
         self.folder, self.cluster, self.port = folder, cluster, port
@@ -53,7 +53,8 @@ class LocalCluster:
         return self.cluster.add_node(num_cpus=0, num_gpus=replicas, object_store_memory=OBJECT_STORE)
 
     def deploy(self, replicas: int, kv_tokens: int = 20_000, nodes: int = 1) -> None:
-        """Returns when they are ready. `nodes`: of each replica, with a rank on each; the first is the head then."""
+        """Deploy the fleet. Returns when it is ready. `nodes`: nodes per replica, with one rank each; the first is the
+        head."""
         config = Config(
             model=ModelConfig(model_dir=self._model, device="cpu", load_format="dummy"),
             engine=EngineConfig(max_total_token_num=kv_tokens, threads=1, tp=nodes, nnodes=nodes),
@@ -85,7 +86,7 @@ class LocalCluster:
         return [pid for pid in self.replicas() if "init" not in command(pid)]
 
     def processes(self, name: str) -> list[int]:
-        """Those of this cluster whose command begins so."""
+        """Processes of this cluster whose command begins with `name`."""
         return [pid for pid in all_processes() if command(pid).startswith(name) and has_open(pid, self.folder)]
 
     def end_application(self) -> None:
@@ -95,15 +96,15 @@ class LocalCluster:
 
 @contextlib.contextmanager
 def local_cluster(head: int, *nodes: int) -> Iterator[LocalCluster]:
-    """A head and other nodes with room for so many replicas. The head's state is on disk, so that it can be started
-    again."""
-    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))  # short: sockets are in it
+    """Yields a cluster. `head`, `nodes`: the number of replicas for which the head and the other nodes have room. The
+    head keeps its state on disk, so that it can be restarted."""
+    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir="/tmp"))  # a short path, because it contains sockets
     environment = {
         "RAY_TMPDIR": str(folder),
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(folder / "head"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # it kills workers when the memory of this machine gets short
+        "RAY_memory_monitor_refresh_ms": "0",  # the monitor kills workers when memory is short
     }
     gcs_port, port = free_ports(2)
     arguments = {
@@ -143,7 +144,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def settle(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until it holds. TimeoutError after so many seconds."""
+    """Wait until the condition holds. TimeoutError after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -152,7 +153,7 @@ def settle(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def end_all(folder: Path) -> None:
-    """Kill what belongs to a cluster, whether Ray still knows of it or not."""
+    """Kill all processes of a cluster, whether Ray still knows them or not."""
     end = time.monotonic() + ENDED
     while (left := belonging(folder)) and time.monotonic() < end:
         for pid in left:
@@ -162,7 +163,7 @@ def end_all(folder: Path) -> None:
 
 
 def belonging(folder: Path) -> list[int]:
-    """Processes that have files of this folder open, but this one: all of Ray, and what its workers have started."""
+    """Processes, except this one, with open files in the folder: all of Ray and the children of its workers."""
     return [pid for pid in all_processes() if pid != os.getpid() and has_open(pid, folder)]
 
 
@@ -171,7 +172,7 @@ def all_processes() -> list[int]:
 
 
 def has_open(pid: int, folder: Path) -> bool:
-    """A file of this folder."""
+    """Whether the process has a file of this folder open."""
     with contextlib.suppress(OSError):
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -181,14 +182,14 @@ def has_open(pid: int, folder: Path) -> bool:
 
 
 def command(pid: int) -> str:
-    """Empty: it is gone."""
+    """The command line of a process; empty if the process is gone."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
 
 
 def children(pid: int) -> list[int]:
-    """Those of all its threads."""
+    """The children of all threads of a process."""
     found = list[int]()
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

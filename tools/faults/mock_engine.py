@@ -1,4 +1,4 @@
-"""An engine without a model: all its processes, with a worker that answers at a steady pace."""
+"""An engine without a model: all processes of an engine, with a worker that answers at a steady pace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORKERS = "tests.actors.mock_actor:PacedMockWorkerActor"
 
 
 def serve_mocked() -> int:
-    """The main program of the supervisor."""
+    """The main program of the supervisor's process."""
     usual = supervisor.topology
 
     def topology(**values: object) -> Topology:

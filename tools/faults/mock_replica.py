@@ -20,5 +20,5 @@ class MockReplica(LightLLMReplica):
     NODE = MockNode
 
     def __init__(self, *arguments: Any) -> None:
-        server.PROGRAM = PROGRAM  # of this process, which is the replica's
+        server.PROGRAM = PROGRAM  # applies to this process, the replica's
         super().__init__(*arguments)

@@ -1,15 +1,15 @@
-"""Replicas of a fleet are killed, one after the other, under streamed requests: what is lost, and what differs.
+"""Kills replicas of a fleet, one after another, under streamed requests, and reports lost and different answers.
 
     python -m tools.faults.replica_kills [--replicas 4] [--requests 1000] [--clients 16] [--every 5] [--tokens 300]
 
-Starts a Ray cluster on this machine, with a fleet whose engines have no model but workers that take 10 ms
-for a step. First every kind of request is answered undisturbed. Then --clients clients ask, greedy and sampled by
-turns, until --requests are answered. Meanwhile, every --every seconds, a replica that is ready dies of SIGKILL, and its
-engine with it. A request that is refused because no replica is ready comes again, as Retry-After says. Each answer must
-be the undisturbed one, token by token. At the end no process may be left.
+Starts a Ray cluster on this machine with a fleet whose engines have no model; their workers take 10 ms for a step.
+First the undisturbed fleet answers every kind of request. Then --clients clients send requests, greedy and sampled in
+turns, until --requests are answered. Meanwhile SIGKILL ends a ready replica with its engine every --every seconds. A
+client repeats a request that is refused because no replica is ready, after the time of Retry-After. Each answer must be
+the undisturbed one, token by token. At the end no process may be left.
 
-Prints one line of totals; the longest pause is that of a stream between two tokens. Exit code 1 if anything was lost,
-different or left behind, or if no replica was killed.
+Prints one line of totals; the longest pause is between two tokens of a stream. Exit code 1 if an answer was lost or
+different, a process was left, or no replica was killed.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     from tools.faults.local_cluster import LocalCluster
 
 KINDS = 20
-"""Different requests."""
+"""The number of different requests."""
 SHOWN = 100
-"""Requests between two lines."""
+"""Requests between two lines of progress."""
 DEADLINE = 300.0
-"""Seconds of one request."""
+"""The most seconds of one request."""
 
 
 @dataclass
 class Streamed:
-    """An answer. `ids`: of its tokens; `pause`: most seconds between two; `failure`: why it is lost."""
+    """An answer. `ids`: its token ids; `pause`: the most seconds between two tokens; `failure`: why it is lost."""
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
     pause: float = 0.0
     failure: str = ""
     refused: int = 0
-    """Times that no replica was ready for it."""
+    """How often no replica was ready for the request."""
 
 
 @dataclass
 class Result:
-    """Of a run. `alive`: replicas that are ready after each kill."""
+    """The result of a run. `alive`: the number of ready replicas after each kill."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     pauses: list[float] = field(default_factory=list)
@@ -91,7 +91,7 @@ def body(kind: int, tokens: int) -> dict[str, Any]:
 
 
 async def ask(session: aiohttp.ClientSession, asked: dict[str, Any]) -> Streamed:
-    """Never raises for an answer that is lost."""
+    """Send one request until its end. A lost answer raises nothing."""
     found = Streamed()
     try:
         async with asyncio.timeout(DEADLINE):
@@ -104,7 +104,7 @@ async def ask(session: aiohttp.ClientSession, asked: dict[str, Any]) -> Streamed
 
 
 async def _read(session: aiohttp.ClientSession, asked: dict[str, Any], found: Streamed) -> float | None:
-    """Seconds after which it may come again; None: this is its end."""
+    """Read one answer. Returns the seconds after which to repeat a refused request; None if the request has ended."""
     async with session.post("/generate_stream", json=asked) as reply:
         if reply.status == 503 and "Retry-After" in reply.headers:
             return float(reply.headers["Retry-After"])
@@ -137,7 +137,7 @@ async def disturb(cluster: LocalCluster, every: float, chance: random.Random, re
 
 
 async def experiment(cluster: LocalCluster, requests: int, clients: int, every: float, tokens: int) -> Result:
-    """All requests under kills. A difference is told at once."""
+    """Send all requests under kills. Prints a difference at once."""
     result, left = Result(), iter(range(requests))
     timeout, connector = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(cluster.url, timeout=timeout, connector=connector) as session:

@@ -38,7 +38,7 @@ class Report:
         self.rounds: list[Round] = []
         self.outcomes: list[Outcome] = []
         self.problems: list[str] = []
-        """Problems beside lost and different answers: leaks, faults without effect."""
+        """Problems other than lost and different answers: leaks, faults without effect."""
 
     def add(self, outcome: Outcome) -> None:
         """Counts a request that has ended."""

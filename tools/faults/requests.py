@@ -14,7 +14,7 @@ SAMPLED: Body = {"do_sample": True, "temperature": 0.8}
 PICTURES = 8
 """Number of different valid images."""
 CACHED = 5
-"""Images that the server's cache holds: fewer than there are, so that it evicts some."""
+"""The capacity of the server's image cache: fewer than the number of images, so that it evicts some."""
 PLACE = -200
 """The id of an image in a prompt of ids."""
 TAG = "<image>"
@@ -46,7 +46,7 @@ class Case:
     refused: bool = False
     """Whether the server refuses it with 4xx."""
     resumable: bool = True
-    """Whether a client whose connection broke can come back for the rest; else it asks again."""
+    """Whether a client can resume the answer after a broken connection; else it sends the request again."""
 
     @property
     def streams(self) -> bool:

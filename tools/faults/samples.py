@@ -28,15 +28,15 @@ GAUGES = (
 BYTES = {"queue_bytes": "in lanes", "image_file_bytes": "image files"}
 """Series of /metrics in bytes."""
 WARM_UP = 0.2
-"""Share of the run, at its start, that does not count: caches fill."""
+"""The share at the start of the run that does not count, because caches fill."""
 GROWN_UP = 3.0
-"""Seconds after which a process has its usual size; younger ones do not count."""
+"""Seconds after which a process has its usual size. Younger processes do not count."""
 GROUPS = ("resident MiB", "descriptors", "shared memory MiB", "KV tokens", "requests", "queues KiB")
 """Panels of the plot; series are named `group: what`."""
 ALLOWED = {"resident MiB": (8.0, 0.03), "descriptors": (6.0, 0.0), "shared memory MiB": (2.0, 0.02)}
 """(absolute, share of the mean) that a series may grow over the whole run; for the others see FREE."""
 FREE = (3.0, 0.25)
-"""The load varies; it must not pile up. The end of the run is checked exactly."""
+"""The load varies but must not grow. The end of the run is checked exactly."""
 BLOCK = 30.0
 """Seconds whose mean is one point of the line: samples depend on those a second before, so single samples would make
 the error of a slope look too small."""

@@ -1,4 +1,4 @@
-"""Starts the server that chaos disturbs: text or images, with hooks in its actors, or with instant tokens."""
+"""Starts the server of the chaos tool: text or images, with hooks in its actors, or with instant tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESUME_WINDOW = 10.0
 """Seconds; shorter than the wait for idle memory, so that the server has dropped stored responses and requests whose
 client has left."""
 Kind = Literal["default", "mock", "images", "embedding", "encoder"]
-"""The default model; no model at all; a tiny one that sees; tiny ones of embeddings, causal (Qwen3-Embedding) and not
+"""The default model; no model; a tiny model with images; tiny embedding models, causal (Qwen3-Embedding) and not
 (BERT)."""
 TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
 """Chat template for a model without one."""
@@ -87,7 +87,7 @@ class Setting:
         return ModelConfig()
 
     def write(self, folder: Path) -> None:
-        """The model's folder, if it has one of its own."""
+        """The model's own folder, if it has one."""
         if self.kind == "mock":
             write_mock_model(folder)
         if self.kind in GOLDENS:

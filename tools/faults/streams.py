@@ -1,5 +1,5 @@
-"""Reads streams of events as clients of each API do: which event is the last, which reports an error, and the whole
-answer that they add up to."""
+"""Reads streams of events like the clients of each API: finds the last event and errors, and joins the events to the
+whole answer."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from lightllm_mp.cli.bench.workload import Request
 from lightllm_mp.machine import raise_open_file_limit
 
 EVENTS = {"Accept": "text/event-stream"}
-"""With it the events of a stream have numbers."""
+"""A header with which the events of a stream have numbers."""
 RESUMES, RESUME_PAUSE = 3, 0.2
-"""How often a client whose connection broke comes back, and after how many seconds."""
+"""How often a client reconnects after a broken connection, and after how many seconds."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class RequestOutcome:
     output_tokens: int = 0
     error: str | None = None
     resumed: int = 0
-    """How often its connection broke and it came back."""
+    """How often the client reconnected after a broken connection."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -95,7 +95,7 @@ async def drive(
     on_done: Tick = lambda outcome: None,
 ) -> list[RequestOutcome]:
     """Send all requests: `rate` per second with Poisson arrivals (inf: all at once), else `concurrency` at a time."""
-    raise_open_file_limit()  # each request has its socket
+    raise_open_file_limit()  # each request has its own socket
     jobs = [(request, target.body(request)) for request in requests]
     outcomes: list[RequestOutcome] = []
     async with target.session() as session:
@@ -131,7 +131,7 @@ async def _open_loop(jobs: list[tuple[Request, bytes]], send: Send, rate: float,
 async def _one(
     session: aiohttp.ClientSession, target: BenchTarget, request: Request, body: bytes, start: float
 ) -> RequestOutcome:
-    """Send a request. If its connection breaks, come back for the rest, as a client of a server under repair does."""
+    """Send a request. If the connection breaks, reconnect for the rest, as a client of a server under repair does."""
     outcome = RequestOutcome(start=start, input_tokens=request.input_len)
     name, events = secrets.token_hex(16), EventCounter()
     again = target.url.rstrip("/") + f"/requests/{name}"

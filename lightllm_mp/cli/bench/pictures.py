@@ -23,7 +23,7 @@ LONGEST = 16384
 HOST = "127.0.0.1"
 
 Entry = Callable[[str], dict[str, str]]
-"""From an image's name to its entry in `multimodal_params.images`."""
+"""Maps an image's name to its entry in `multimodal_params.images`."""
 
 
 class PictureSize(NamedTuple):
@@ -58,7 +58,7 @@ async def entries(size: PictureSize, kind: Literal["base64", "url"]) -> AsyncIte
     free loopback port until the block ends; the server needs `--allow-media-host 127.0.0.1` to fetch them."""
     if kind == "base64":
 
-        @cache  # an image that is sent again is encoded once
+        @cache  # encodes each image once
         def encoded(name: str) -> str:
             return base64.b64encode(jpeg(name, size)).decode()
 
@@ -71,7 +71,7 @@ async def entries(size: PictureSize, kind: Literal["base64", "url"]) -> AsyncIte
         return web.Response(body=made(request.match_info["name"]), content_type="image/jpeg")
 
     def entry(name: str) -> dict[str, str]:
-        made(name)  # made before the run, so the time of a fetch does not include it
+        made(name)  # before the run, so that the time of a fetch does not include it
         return {"type": "url", "data": f"http://{HOST}:{port}/{name}"}
 
     app = web.Application()

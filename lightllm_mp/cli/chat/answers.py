@@ -1,4 +1,4 @@
-"""Asks the server and shows the answer while it comes."""
+"""Sends the chat to the server and shows the answer while it streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class ChatServer:
-    """A server that chats, and how it is asked. `asked`: fields of every request, as temperature."""
+    """A chat server and how to reach it. `asked`: fields of every request, such as temperature."""
 
     def __init__(self, url: str, model: str, key: str = "", asked: dict[str, Any] | None = None) -> None:
         self.url = url
@@ -26,7 +26,7 @@ class ChatServer:
         self._timings = True
 
     def answer(self, messages: list[Message]) -> Iterator[Event]:
-        """The chunks of an answer; as `client.stream_chat`."""
+        """Yields the chunks of an answer, like `client.stream_chat`."""
         body = {"model": self.model, "messages": messages, "stream_options": {"include_usage": True}, **self.asked}
         if self._timings:
             try:
@@ -35,12 +35,12 @@ class ChatServer:
             except EngineError as error:
                 if error.status != 400 or "return_timings" not in error.message:
                     raise
-            self._timings = False  # another server, which does not know the field
+            self._timings = False  # a server of another kind that does not know the field
         yield from stream_chat(self.url, body, key=self.key)
 
 
 class Timing(NamedTuple):
-    """Of one answer: number of tokens, tokens per second, milliseconds to the first token."""
+    """Figures of one answer: number of tokens, tokens per second, milliseconds to the first token."""
 
     tokens: int
     rate: float
@@ -59,7 +59,7 @@ class AnswerView:
         """The answer so far, as the model wrote it."""
         self.timing: Timing | None = None
         self.cut = False
-        """It ended because it may not be longer."""
+        """The answer reached its limit of tokens."""
         self._out = out
         self._terminal = terminal
         self._clock = clock
@@ -69,7 +69,7 @@ class AnswerView:
         self._begun = self._line_open = False
 
     def show(self, chunks: Iterator[Event]) -> None:
-        """Until the answer's end. After a KeyboardInterrupt `text` is what came; call `end` in any case."""
+        """Show all chunks. After a KeyboardInterrupt `text` has what arrived; call `end` in any case."""
         for chunk in chunks:
             for choice in chunk.get("choices") or ():
                 delta = choice.get("delta") or {}
@@ -80,7 +80,7 @@ class AnswerView:
                 self.timing = self._timing(chunk)
 
     def end(self) -> None:
-        """Leaves the terminal as it was, at the start of a line."""
+        """Restore the terminal's style and end the line."""
         self._dim(False)
         if self._line_open:
             self._out.write("\n")
@@ -103,7 +103,7 @@ class AnswerView:
             return
         self._dim(reasoning)
         if not self._begun:
-            text = text.lstrip("\n")  # templates leave an empty line around reasoning
+            text = text.lstrip("\n")  # templates put empty lines around reasoning
         if text:
             self._begun, self._line_open = True, not text.endswith("\n")
             self._out.write(printable(text))
@@ -119,7 +119,7 @@ class AnswerView:
         self._out.write(DIM if on else PLAIN)
 
     def _timing(self, chunk: Event) -> Timing:
-        """The server's own figures where it gives them, else those of this clock."""
+        """The server's own figures if the chunk has them, else figures by this clock."""
         told = chunk.get("timings") or {}
         now, first = self._clock(), self._first or self._clock()
         tokens = int(told.get("predicted_n") or (chunk.get("usage") or {}).get("completion_tokens") or 0)
@@ -128,6 +128,6 @@ class AnswerView:
 
 
 def status(text: str) -> None:
-    """A line of ours: on standard error, so it is no part of an answer that is piped on."""
+    """Print a message of the command. It goes to standard error, so that a pipe gets only the answer."""
     dim = sys.stderr.isatty()
     print(f"{DIM}{printable(text)}{PLAIN}" if dim else printable(text), file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, or 1 if a question of the command line is not answered. ConfigError for wrong flags, EngineError if
+    """Returns 0, or 1 if a question on the command line gets no answer. ConfigError for wrong flags, EngineError if
     there is no server."""
     args = parse(parser(), argv)
     if args.url is not None and args.model_dir is not None:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     for image in args.image:
         conversation.attach(Path(image).expanduser())
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no UTF-8
+        sys.stdout.reconfigure(errors="replace")  # for a terminal without UTF-8
     asked: dict[str, Any] = {"temperature": args.temperature, "max_tokens": args.max_tokens}
     with chat_server(args.url, args.model_dir, {k: v for k, v in asked.items() if v is not None}) as server:
         if question is None:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _question(args: argparse.Namespace) -> str | None:
-    """The question of the command line and of standard input, or None for a conversation."""
+    """The question on the command line and standard input, or None for a conversation."""
     given = " ".join(args.question)
     if sys.stdin is None or sys.stdin.isatty():
         return given or None

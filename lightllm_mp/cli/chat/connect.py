@@ -29,9 +29,9 @@ UNREACHED = (OSError, http.client.HTTPException)
 
 @contextlib.contextmanager
 def chat_server(url: str | None, model_dir: str | None, asked: dict[str, Any]) -> Iterator[ChatServer]:
-    """The server at `url`; else the one at the default address; else one of our own, which ends with the context.
+    """Yields the server at `url`, else the one at the default address, else an own server, which ends with the context.
 
-    With `model_dir` always one of our own. EngineError if there is none.
+    With `model_dir` always an own server. EngineError if there is none.
     """
     key = os.environ.get(KEY_VARIABLE, "")
     found = None
@@ -81,7 +81,7 @@ def _running(url: str, key: str, asked: dict[str, Any], *, may_be_another: bool 
 @contextlib.contextmanager
 def own_server(model_dir: str | None) -> Iterator[str]:
     """Starts a server on a free port and yields its address. Its log is shown only if it does not start."""
-    find_model(model_dir, images=True)  # fetches the default model, with progress
+    find_model(model_dir, images=True)  # downloads the default model and shows the progress
     config = Config(
         model=ModelConfig(model_dir=model_dir),
         http=HttpConfig(port=0, disable_access_log=True),
@@ -106,7 +106,7 @@ def own_server(model_dir: str | None) -> Iterator[str]:
 
 
 class StartLog:
-    """Reads a server's log in a thread. On a terminal its newest line stands in place until it serves."""
+    """Reads a server's log in a thread. A terminal shows only the newest line, until the server is ready."""
 
     def __init__(self) -> None:
         self._read, self.fd = os.pipe()
@@ -115,13 +115,13 @@ class StartLog:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def follow(self) -> None:
-        """The server has its descriptor."""
+        """Begin to read: the server has its own copy of the descriptor."""
         os.close(self.fd)
         self._show("starting a server")
         self._thread.start()
 
     def finish(self, *, shown: bool = False) -> None:
-        """The line in place goes. `shown`: the server has ended; its log is written instead."""
+        """Clear the line. `shown`: the server has ended, so write its log instead."""
         if self._showing:
             self._showing = False
             print(CLEAR, end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The turns of a conversation, as OpenAI's API takes them."""
+"""The turns of a conversation, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = (
     (b"RIFF", "webp"),
     (b"BM", "bmp"),
 )
-"""How image files begin, and their type."""
+"""The first bytes of image files -> their type."""
 
 Message = dict[str, Any]
 
@@ -31,19 +31,19 @@ class Conversation:
         self.system = system
         self.turns: list[Message] = []
         self.pending: list[str] = []
-        """Images of the next question, as data: addresses."""
+        """Images of the next question, as data: URLs."""
 
     @property
     def messages(self) -> list[Message]:
-        """What is sent."""
+        """The messages of the next request."""
         return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
 
     def attach(self, file: Path) -> None:
-        """ConfigError if it is no image file."""
+        """Add an image to the next question. ConfigError if the file is not an image."""
         self.pending.append(data_url(file))
 
     def ask(self, text: str) -> None:
-        """Adds a question, with the images that were attached."""
+        """Add a question with the attached images."""
         content: Any = text
         if self.pending:
             content = [{"type": "image_url", "image_url": {"url": url}} for url in self.pending]
@@ -55,24 +55,25 @@ class Conversation:
         self.turns.append({"role": "assistant", "content": text})
 
     def reset(self) -> None:
-        """Forgets the turns and keeps the system prompt."""
+        """Remove the turns and keep the system prompt."""
         self.turns, self.pending = [], []
 
     def undo(self) -> bool:
-        """Removes the last question with its answer. False if there is none."""
+        """Remove the last question with its answer. False if there is none."""
         if not self.forget_answer():
             return False
         self.turns.pop()
         return True
 
     def forget_answer(self) -> bool:
-        """Removes the last answer, so its question can be asked again. False if there is no question."""
+        """Remove the last answer, so that its question can be asked again. False if there is no question."""
         while self.turns and self.turns[-1]["role"] != "user":
             self.turns.pop()
         return bool(self.turns)
 
     def save(self, file: Path) -> None:
-        """Writes {"messages": [...]}, the body of a request, for the user's eyes alone. ConfigError if that fails."""
+        """Write {"messages": [...]}, the body of a request, to a file that only the user can read. ConfigError if that
+        fails."""
         text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as out:
@@ -82,7 +83,7 @@ class Conversation:
             raise ConfigError(f"{file}: {error}") from None
 
     def load(self, file: Path) -> None:
-        """Takes the messages of a file that `save` wrote, or of the body of a request. ConfigError if it has none."""
+        """Take the messages from a file of `save` or any body of a request. ConfigError if it has none."""
         try:
             messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
             roles = [message["role"] for message in messages if message["content"] is not None]
@@ -95,7 +96,7 @@ class Conversation:
 
 
 def data_url(file: Path) -> str:
-    """An image file as a data: address. ConfigError if it is none."""
+    """The data: URL of an image file. ConfigError if the file is not an image."""
     try:
         size = file.stat().st_size
         data = file.read_bytes() if size <= MAX_IMAGE_BYTES else b""
@@ -110,7 +111,7 @@ def data_url(file: Path) -> str:
 
 
 def text_of(message: Message) -> str:
-    """The text of a turn, and a mark for each image."""
+    """The text of a turn, with a mark for each image."""
     content = message["content"]
     if isinstance(content, str):
         return content

@@ -1,4 +1,4 @@
-"""Finds images in what a person types: a terminal writes the path of a file that is dropped on it."""
+"""Finds images in typed text: a terminal types the path of a file that the user drops on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def take_images(text: str) -> tuple[str, list[Path]]:
 
 
 def path_of(word: str) -> Path:
-    """A path as terminals write it: in quotes, with backslashes, or as a file: address."""
+    """The path in a word as terminals type it: in quotes, with backslashes, or as a file: URL."""
     word = word.strip()
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         word = word[1:-1]

@@ -1,4 +1,4 @@
-"""Reads what a person types, with the standard library's readline: completion, several lines, the session's history."""
+"""Reads typed lines with the standard library's readline: completion, several lines, the session's history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 try:
     import readline
-except ImportError:  # Python was built without it: plain lines, then
+except ImportError:  # Python was built without it; lines are then plain
     readline = None  # type: ignore[assignment]
 
 PROMPT, MORE = "> ", ". "
@@ -19,8 +19,8 @@ PATH_COMMANDS = ("/image", "/load", "/save")
 
 
 class LineEditor:
-    """A line that ends with a backslash goes on; three quotes begin and end a block; Alt-Enter makes a new line, and
-    text that is pasted keeps its own."""
+    """A backslash at the end continues a line. Three quotes begin and end a block. Alt-Enter adds a new line, and
+    pasted text keeps its lines."""
 
     def __init__(self, commands: Iterable[str], read_line: Callable[[str], str] = input) -> None:
         self._commands = sorted(commands)
@@ -32,7 +32,7 @@ class LineEditor:
                 readline.parse_and_bind(binding)
 
     def read(self) -> str:
-        """What the person asks. EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
+        """The user's next input. EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
         lines = [self._read_line(PROMPT)]
         if lines[0].lstrip().startswith(BLOCK):
             lines[0] = lines[0].lstrip()[len(BLOCK) :]
@@ -46,7 +46,7 @@ class LineEditor:
         return "\n".join(lines)
 
     def complete(self, word: str, state: int) -> str | None:
-        """readline's completer: commands at the start of a line, paths behind commands that take one."""
+        """readline's completer: commands at the start of a line, paths after commands that take one."""
         line = readline.get_line_buffer() if readline is not None else word
         options = self.options(word, line)
         return options[state] if state < len(options) else None

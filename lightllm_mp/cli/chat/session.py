@@ -1,4 +1,4 @@
-"""The conversation itself: reads questions and commands until the person ends it."""
+"""The interactive loop: reads questions and commands until the user ends it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SlashCommand(NamedTuple):
 
 
 class ChatSession:
-    """One person at a terminal, one server."""
+    """The conversation of one user with one server."""
 
     def __init__(self, server: ChatServer, conversation: Conversation) -> None:
         self._server = server
@@ -42,7 +42,7 @@ class ChatSession:
         self._commands = {command.usage.split()[0]: command for command in commands}
 
     def run(self) -> int:
-        """Until Ctrl-D or /quit. Returns the exit code."""
+        """Run until Ctrl-D or /quit. Returns the exit code."""
         editor = LineEditor(self._commands)
         status(f"{self._server.model} at {self._server.url}; /help lists commands, Ctrl-C stops an answer, Ctrl-D ends")
         while True:
@@ -52,10 +52,10 @@ class ChatSession:
                 print()
                 return 0
             except KeyboardInterrupt:
-                print()  # the line is given up
+                print()  # Ctrl-C discards the line
 
     def enter(self, text: str) -> None:
-        """One line: a command, the path of an image, or a question. EOFError at /quit."""
+        """Handle one input: a command, the path of an image, or a question. EOFError at /quit."""
         word, _, rest = text.strip().partition(" ")
         if word in self._commands:
             try:
@@ -79,7 +79,7 @@ class ChatSession:
             self._answer(before)
 
     def _answer(self, before: list[Message]) -> None:
-        """Asks the server and keeps the answer. If there is none, the turns are those `before`."""
+        """Ask the server and keep the answer. Without an answer the turns become those of `before`."""
         view = AnswerView(sys.stdout, terminal=sys.stdout.isatty())
         problem = None
         try:

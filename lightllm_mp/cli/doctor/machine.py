@@ -42,7 +42,7 @@ def memory() -> Findings:
 
 
 def shared_memory(create: Callable[[str, int], Segment] = Segment.create) -> Findings:
-    """Allocates as much as a server does, and frees it. The size of /dev/shm does not matter: memfds do not use it."""
+    """Allocates as much shared memory as a server, and frees it. The size of /dev/shm does not limit memfds."""
     try:
         create("doctor", TRIAL).close()
     except (OSError, StartupError) as error:

@@ -40,7 +40,7 @@ print("\\n" + json.dumps(seen))
 
 
 class TorchReport(Struct, frozen=True):
-    """Versions and GPUs, as a child process sees them. "": not installed."""
+    """Versions and GPUs that a child process sees. "": not installed."""
 
     torch: str = ""
     triton: str = ""
@@ -114,7 +114,7 @@ def extensions() -> Findings:
 
 
 def image_decoder(look: Callable[[Mapping[str, str]], tuple[Layer, ...]] = missing_layers) -> Findings:
-    """Confines a child process as the one that decodes image files is confined."""
+    """Confines a child process in the same way as the process that decodes image files."""
     name = "decoder"
     try:
         missing = look(child_environment())

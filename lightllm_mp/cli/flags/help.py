@@ -53,7 +53,7 @@ def serve_help() -> str:
 
 
 def lightllm_help() -> str:
-    """How each LightLLM flag is treated that is not a flag of this server."""
+    """The treatment of each LightLLM flag that is not a flag of this server."""
     text = ["LightLLM's flags. Those that `serve --help` lists mean the same here. These have another name here:"]
     text += [line for old, new in ALIASES.items() for line in _listed("--" + new.replace("_", "-"), old)]
     for name, values in MEANINGS.items():

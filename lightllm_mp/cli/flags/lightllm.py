@@ -14,7 +14,7 @@ ALIASES = {
 """LightLLM's name: the field of config.py."""
 
 DEFAULT_WORDS = {"eos_id": ("auto", "none"), "model_dir": (), "model_name": (), "api_key_file": ()}
-"""Field: LightLLM's words for its default. For fields not listed these are none and null. A name may be any word."""
+"""Field: LightLLM's words for its default. For other fields the words are none and null. A name may be any word."""
 
 INT8_WORDS = "w8a16 ao-w8a16 w8a8 vllm-w8a8 ao-w8a8"
 FP8_WORDS = "fp8w8a8 vllm-fp8w8a8 ao-fp8w8a8 ao-fp8w8a16"
@@ -32,7 +32,7 @@ MEANINGS: dict[str, dict[str, tuple[str, str]]] = {
         **dict.fromkeys(FP8_WORDS.split(), ("quantization", "fp8")),
     },
 }
-"""LightLLM's name: those of its values that are a setting here, each with the field and its value."""
+"""LightLLM's name: its values that are a setting here, each with the field and the field's value."""
 
 
 class ForeignFlag(NamedTuple):
@@ -154,7 +154,7 @@ LATER = {
     "embeddings on a shared file system come later": "afs_image_embed_dir afs_embed_capacity",
     "weight updates while serving come later": "enable_rl enable_torch_memory_saver enable_weight_cpu_backup",
 }
-"""Reason: names. Refused: to ignore them would change answers or access."""
+"""Reason: names. Refused, because to ignore them would change answers or access."""
 
 OTHERS: dict[str, ForeignFlag] = {
     **{name: ForeignFlag(why) for why, names in ACCEPTED.items() for name in names.split()},

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def actions(self) -> list[argparse.Action]:
-        """What was added: flags, and arguments without one."""
+        """The added flags and positional arguments."""
         return self._actions
 
     def error(self, message: str) -> NoReturn:

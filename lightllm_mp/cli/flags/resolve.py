@@ -48,7 +48,7 @@ def _build(found: Iterable[GivenValue], notes: list[str]) -> Config:
 
 
 def _in_our_words(given: GivenValue) -> list[GivenValue]:
-    """Splits a LightLLM setting: values that are settings here become those, the rest stays with the old name."""
+    """Split a LightLLM setting: values that are settings here become those; the others keep the old name."""
     means, words = MEANINGS.get(given.name, {}), _words(given.value)
     ours = [GivenValue(*means[word.lower()], given.source, True) for word in words if word.lower() in means]
     rest = [word for word in words if word.lower() not in means]

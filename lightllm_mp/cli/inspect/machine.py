@@ -31,7 +31,7 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """As torch says it."""
+        """The device's type, in torch's words."""
         return "cuda" if self.is_gpu else "cpu"
 
     def kv_room(self, weights: int, mem_fraction: float) -> int:

@@ -42,16 +42,16 @@ class ModelReport(Struct, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     state_bytes: int
-    """Of one sequence, in layers of linear attention; 0: the model has none."""
+    """Bytes of one sequence's state in layers of linear attention; 0 if the model has none."""
     sequences: int
-    """Most at once, as memory holds states of so many."""
+    """The most sequences at once whose states fit into memory."""
     max_context: int
     device: str
     free_bytes: int
     kv_tokens: int
     """Estimated number of KV slots that fit beside the weights."""
     window_tokens: int
-    """The same of layers with a sliding window, where these have slots of their own; 0: all layers share theirs."""
+    """The same for layers with a sliding window, if these have their own slots; 0 if all layers share slots."""
     tokenizer: str
     chat_template: bool
     eos_ids: tuple[int, ...]
@@ -69,7 +69,7 @@ def inspect(path: Path, *, data_type: str = "auto", machine: Machine | None = No
         notes.append(f"the language model is {apart}")
         notes += _media(source, {}, problems)
     elif path.is_file():
-        notes += _media(source, {}, notes)  # text is served even if the projector file beside the model is broken
+        notes += _media(source, {}, notes)  # a broken projector file beside the model leaves text
     spec, params, architecture, files = _gguf(source) if apart.is_file() else _folder(source, notes, problems)
     data_type = machine.data_type(spec) if data_type == "auto" else data_type
     parameters = sum(math.prod(param.shape) for param in params)

@@ -15,7 +15,7 @@ from lightllm_mp.kernels.cpu.values import KV_TYPES, TYPES, float_bits, floats
 from lightllm_mp.kernels.table import HeadLayout, LayerKV
 
 MAX_HEAD_DIM = 576
-"""Components of a head, as in native.h: the key of DeepSeek-V3's latent attention has so many."""
+"""The most components of a head, as in native.h: those of a key in DeepSeek-V3's latent attention."""
 MAX_GROUP = 32
 
 _c = native()
@@ -60,7 +60,8 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
 
 
 def _latent_attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tensor:
-    """All query heads see the same keys, whose first components are the values. A task takes as many heads as fit."""
+    """Attention of all query heads to the same keys, whose first components are the values. A task takes as many heads
+    as fit."""
     out = torch.empty((q.shape[0], layout.heads * layout.value_dim), dtype=q.dtype)
     parts = next(n for n in range(1, layout.heads + 1) if layout.heads % n == 0 and layout.heads // n <= MAX_GROUP)
     _c.latent_attention(
@@ -88,7 +89,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     sequences, queries, heads, dim = q.shape
     if dim > MAX_HEAD_DIM:
         return reference.TABLE.full_attention(q, k, v)
-    if dim % 16:  # pad with zeros: they do not change a score
+    if dim % 16:  # pad with zeros, which do not change a score
         q, k, v = (functional.pad(x, (0, -dim % 16)) for x in (q, k, v))
     q, k, v = _dense_rows(q), _dense_rows(k), _dense_rows(v)
     if k.stride(1) != v.stride(1):

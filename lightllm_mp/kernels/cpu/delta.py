@@ -53,5 +53,5 @@ def gated_delta(
 
 @lru_cache(maxsize=4)
 def _saves(saves: tuple[StateSave, ...]) -> Tensor:
-    """int32 [saves, 3]; all layers of a step take the same."""
+    """The saves as int32 [saves, 3]; all layers of a step use the same tensor."""
     return torch.tensor(saves, dtype=torch.int32)

@@ -1,5 +1,5 @@
-"""Mixture of experts in the C extension. Tokens are gathered by expert; each token's experts are summed in its own
-order, so its result is bitwise independent of other tokens."""
+"""Mixture of experts in the C extension. It gathers tokens by expert and sums the experts of each token in the token's
+own order, so a result is bitwise independent of other tokens."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class PlainExperts(NamedTuple):
 
 
 class QuantisedExperts(NamedTuple):
-    """Weights that stay quantised; every expert has equally many parts."""
+    """Weights that stay quantised. All experts have the same number of parts."""
 
     packed: tuple[tuple[Tensor, ...], ...]
     """Packed parts of each expert."""
     bias: Tensor | None
-    """As in `PlainExperts`; `table` has its addresses."""
+    """As in `PlainExperts`; `table` contains its addresses."""
     table: Tensor
     """int64 [experts, parts, 5]: `struct quantised` of native.h."""
     k: int
@@ -75,7 +75,7 @@ class QuantisedExperts(NamedTuple):
 
 
 class PackedExperts(NamedTuple):
-    """All experts' weights in the form that the extension takes."""
+    """All experts' weights in the form of the extension."""
 
     gate_up: PlainExperts | QuantisedExperts
     down: PlainExperts | QuantisedExperts
@@ -107,7 +107,8 @@ def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 def prepare_experts(gate_up: ExpertWeights, down: ExpertWeights, biases: ExpertBiases = NO_BIASES) -> PackedExperts:
-    """Each weight is [experts, n, k], plain or with scales, or a tuple of blocks or 4-bit groups of each expert."""
+    """Packs the weights. Each is [experts, n, k], plain or with scales, or a tuple of blocks or 4-bit groups per
+    expert."""
     return PackedExperts(_prepared(gate_up, biases.gate_up), _prepared(down, biases.down))
 
 
@@ -121,7 +122,7 @@ def _prepared(weights: ExpertWeights, bias: Tensor | None) -> PlainExperts | Qua
     packed = [one for one in each if one is not None]
     shuffled = any(one.order is not None for one in packed)
     if shuffled or len(packed) < len(each) or len({one.parts.shape for one in packed}) > 1:
-        # There is no packed form; or inputs are in another order; or the padded part of a rank is cut unevenly.
+        # The weights have no packed form, or another order of inputs, or an uneven cut of a rank's padded part.
         whole = torch.stack([expanded(weight, torch.bfloat16) for weight in weights])
         return PlainExperts(_packed(whole), bias, whole.shape[2])
     table = torch.stack([one.parts for one in packed])

@@ -1,4 +1,5 @@
-"""The CPU op table of the C extension, for float32 and bfloat16, and heads of a multiple of 16 up to 576."""
+"""The CPU op table of the C extension, for float32 and bfloat16, and head dimensions that are multiples of 16 up to
+576."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class PackedHeads(NamedTuple):
 
 
 def table() -> OpTable | None:
-    """The op table, or None where the extension was not built."""
+    """The op table, or None if the extension was not built."""
     if _c is None:
         return None
     return replace(
@@ -78,7 +79,7 @@ def table() -> OpTable | None:
 
 
 def set_threads(count: int) -> None:
-    """Sets the number of threads of the extension, including the caller's."""
+    """Set the number of threads of the extension, including the caller."""
     _c.set_threads(count)
 
 
@@ -95,8 +96,8 @@ def prepare_linear(weight: Tensor, bias: Tensor | None) -> PackedLinear:
 def prepare_projection(
     weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> PackedLinear | QuantisedLinear:
-    """With a model in bfloat16 the weight stays quantised, for products with 16-bit activations. In float32, which
-    users choose for exactness, it is expanded."""
+    """In bfloat16 the weight stays quantised, for products with 16-bit activations. In float32, which users choose for
+    exactness, the weight is expanded."""
     packed = prepare_quantised(weight, bias) if dtype == torch.bfloat16 else None
     return packed or prepare_linear(expanded(weight, dtype), bias)
 
@@ -136,8 +137,8 @@ def add_norm(x: Tensor, residual: Tensor, by: Norm) -> Tensor:
 
 
 def _norm(added: int, residual: Tensor, by: Norm) -> Tensor:
-    """residual [..., n]; a weight of several rows (one per head) applies to the rows of `residual` in turn. With
-    `mean_squares` a row is a token: it has all heads."""
+    """residual [..., n]. A weight with several rows (one per head) applies to the rows of `residual` in turn. With
+    `mean_squares` a row is a token with all its heads."""
     out = torch.empty_like(residual)
     weight, bias = by.weight, by.bias
     n = residual.shape[-1]
@@ -249,7 +250,7 @@ def prepare_heads(weight: Tensor) -> PackedHeads:
 
 
 def linear_heads(x: Tensor, w: PackedHeads) -> Tensor:
-    """Each head's rows are multiplied on their own, so they lie together."""
+    """Multiplies the rows of each head separately, so the rows of a head are stored together."""
     tokens = x.shape[0]
     x, out = x.transpose(0, 1).contiguous(), torch.empty((w.heads, tokens, w.n), dtype=x.dtype)
     _c.gemm_heads(x.data_ptr(), w.packed.data_ptr(), out.data_ptr(), w.heads, tokens, w.n, w.k, TYPES[x.dtype])

@@ -15,7 +15,7 @@ from lightllm_mp.kernels.quantised import BlockRows, BlockWeight, GroupedWeight,
 INPUTS = 32
 """Inputs of a block of the packed form (native.h)."""
 MOST_SCALE = 128.0
-"""Scales of float8 weights are smaller (native.h)."""
+"""The bound of scales of float8 weights: they must be smaller (native.h)."""
 ROWS_INT8, GROUPS_INT4, ROWS_FLOAT8 = 12, 13, 100
 """Numbers of the formats beside ggml's (native.h)."""
 
@@ -41,12 +41,12 @@ class QuantisedLinear(NamedTuple):
     address: int
     """Address of `parts`."""
     order: Tensor | None
-    """int64 [k]: the order in which the weight takes its inputs; None: as they are."""
+    """int64 [k]: the order in which the weight takes its inputs; None: unchanged."""
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None) -> QuantisedLinear | None:
-    """None for forms that cannot be packed: integers in groups that are not a multiple of 32 inputs, 8-bit floats with
-    a NaN, very large scales, or groups that are not a multiple of 4 inputs."""
+    """The packed weight; None for forms that cannot be packed: integers in groups that are not a multiple of 32 inputs,
+    8-bit floats with a NaN, very large scales, or groups that are not a multiple of 4 inputs."""
     bias = None if bias is None else bias.float().contiguous()
     if isinstance(weight, BlockWeight):
         return prepare_blocks(weight, bias)
@@ -127,8 +127,8 @@ def _joined(parts: list[_Part], bias: Tensor | None, k: int, order: Tensor | Non
 
 
 def multiplied(x: Tensor, w: QuantisedLinear, dtype: torch.dtype) -> Tensor:
-    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are of integers, those of float8 weights of floats; rows
-    are summed independently."""
+    """x [m, k] @ weight.T + bias: [m, n] of `dtype`. Products are integer products, for float8 weights float products.
+    Rows are summed independently."""
     if w.order is not None:
         x = x.index_select(1, w.order)
     m = x.shape[0]

@@ -16,7 +16,7 @@ _NAME = "lightllm_mp.kernels.cpu._native"
 
 
 def native() -> Any:
-    """The extension, or None where it was not built (no compiler at installation)."""
+    """The extension, or None if it was not built (no compiler at installation)."""
     try:
         return import_module(_NAME)
     except ImportError:
@@ -34,7 +34,7 @@ def level() -> str:
 
 
 def use_level(name: str) -> None:
-    """Selects a level. Raises ConfigError where this processor lacks it."""
+    """Select a level. Raises ConfigError if this processor lacks it."""
     if name not in levels():
         raise ConfigError(
             f"{VARIABLE}={name}: not a level of this processor; choose one of {', '.join(levels())}", param=VARIABLE
@@ -44,6 +44,6 @@ def use_level(name: str) -> None:
 
 @cache
 def obey_environment() -> None:
-    """Selects the level of the environment variable, if set, once per process. Raises ConfigError as `use_level`."""
+    """Select the level that the environment variable names, once per process. Raises ConfigError like `use_level`."""
     if name := os.environ.get(VARIABLE):
         use_level(name)

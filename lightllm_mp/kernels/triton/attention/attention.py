@@ -1,4 +1,4 @@
-"""The attention op: sequences with one new token and chunks of prompts may share a step."""
+"""The attention op. Sequences with one new token and chunks of prompts may share a step."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def attention(q: Tensor, kv: LayerKV, batch: Batch, layout: HeadLayout) -> Tenso
     """Never waits for the device: the shapes of the batch decide which kernels run. Every sequence has at least one
     key, its new token.
 
-    The reference, which does wait, serves heads beyond MAX_HEAD_DIM, values of their own width that are not part of
-    the keys, and latent keys with a window, cap, bias or sinks. No model family has them.
+    The reference op, which does wait, computes heads beyond MAX_HEAD_DIM, values with another width than the keys that
+    are not part of the keys, and latent keys with a window, cap, bias or sinks. No model family has them.
     """
     shared = kv.values.data_ptr() == kv.keys.data_ptr()
     if not batch.sequences or not (_latent_fits(layout) if shared else _fits(layout)):

@@ -1,4 +1,4 @@
-"""Combines the partial results of a context that several programs share, always in the order of the context, so that
+"""Combines the partial results of a context that several programs share. The order is always that of the context, so
 the result does not depend on which program is last."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def finish(
         place = (p + i).to(tl.int64) * HEADS + head
         tl.store(partial + place[:, None] * DIM + d[None, :], result, mask=wide)
         tl.store(logsum + place, weight, mask=inside)
-        tl.debug_barrier()  # all threads store before one of them counts
+        tl.debug_barrier()  # all threads store before one thread counts
         arrivals = arrived + i * columns + column
         if tl.atomic_add(arrivals, 1, sem="acq_rel") == pieces - 1:
             for some in range(0, GROUP, FEW):

@@ -1,10 +1,10 @@
-"""Decode attention: single new tokens over long contexts. Programs take equal shares of all contexts together.
+"""Decode attention: one new token per sequence over a long context. Programs take equal shares of all contexts.
 
-Keys are the rows of the products and query heads the columns, since a key head has few query heads, and the matrix
+Keys are the rows of the products and query heads the columns: a key head has few query heads, and the matrix
 instruction takes eight columns but sixteen rows.
 
-Where a context is cut, each part's result goes to memory, and the last program to arrive combines them (`combine.py`).
-The arrival counters are zero again after each layer.
+If a context is cut, each part's result goes to memory, and the last program to arrive combines them (`combine.py`).
+After each layer the arrival counters are zero again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 
 PARTS_EACH = 32
-"""Partial results of one head that a warp combines at a time."""
+"""The number of partial results of one head that a warp combines at a time."""
 LEAST_GROUP = 8
 """Columns of a matrix instruction."""
 
@@ -178,7 +178,7 @@ def _part_kernel(
             if WINDOW:
                 hidden = tl.maximum(length - WINDOW, 0) // KEYS
             best = tl.full([GROUP_BLOCK], float("-inf"), tl.float32)
-            weight_sums = tl.zeros([KEYS, GROUP_BLOCK], tl.float32)  # added up at the end
+            weight_sums = tl.zeros([KEYS, GROUP_BLOCK], tl.float32)  # summed at the end
             sums = tl.zeros([DIM_BLOCK // EACH, GROUP_BLOCK], tl.float32)
             none = tl.zeros([KEYS, GROUP_BLOCK], tl.float32)
             if KIND:
@@ -249,9 +249,9 @@ def _part_kernel(
 
 @triton.jit
 def _sequence(i, sequences, begins, context, rows, seq_start):
-    """Where sequence i begins in the queue, where the next one does, its length, row, and token (int64); anything if
-    there is no such sequence. Loads bypass the L1 cache, which may be older than this step where nothing has been
-    waited for."""
+    """Where sequence i and the next one begin in the queue, and the sequence's length, row, and token (int64);
+    undefined if there is no such sequence. Loads bypass the L1 cache, which may be older than this step if the kernel
+    has not waited for the previous one."""
     i = tl.minimum(i, sequences - 1)
     begin, after = tl.load(begins + i, cache_modifier=".cg"), tl.load(begins + i + 1, cache_modifier=".cg")
     length, row = tl.load(context + i, cache_modifier=".cg"), tl.load(rows + i, cache_modifier=".cg")

@@ -1,4 +1,4 @@
-"""The KV write: keys and values go to their tokens' slots, rounded where the pool stores 8 bits."""
+"""The KV write: stores keys and values in their tokens' slots, rounded if the pool stores 8 bits."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def kv_write(keys: Tensor, values: Tensor, kv: LayerKV, batch: Batch) -> None:
 
 
 def value_base(kv: LayerKV) -> Tensor | None:
-    """The scales of values, or those of keys where each is followed by its value's: an aligned address."""
+    """The scales of values; those of keys if each key's scale precedes its value's, because that address is aligned."""
     return kv.key_scales if spacing(kv.key_scales) == 2 else kv.value_scales
 
 
 def _write(x: Tensor, pool: Tensor, scales: Tensor | None, batch: Batch, offset: int) -> None:
-    """`x` [tokens, heads, dim] may be a view; its last dimension is contiguous, or is made so. Scales go to `offset`
-    from where they are."""
+    """`x` [tokens, heads, dim] may be a view; its last dimension is contiguous, or is made so. Scales are stored
+    `offset` elements after their place."""
     tokens, heads, dim = x.shape
     if not tokens:
         return
@@ -67,15 +67,15 @@ def largest(pool: Tensor, scales: Tensor | None) -> float:
 
 @triton.jit
 def scale_of(magnitude, LARGEST: tl.constexpr):
-    """For heads with these largest magnitudes: the float16 scale to store, and the divisor. Float16 has no normal
-    number below 2^-14."""
+    """The float16 scale to store and the divisor, for heads with these largest magnitudes. Float16 has no normal number
+    below 2^-14."""
     scale = tl.div_rn(magnitude, tl.full(magnitude.shape, LARGEST, tl.float32)).to(tl.float16)
     return scale, tl.maximum(scale.to(tl.float32), 6.103515625e-05)
 
 
 @triton.jit
 def in_steps(x, step, LARGEST: tl.constexpr):
-    """x / step as it is stored, still float32: if integers are stored, rounded to the nearest, ties to even."""
+    """x / step as it will be stored, still in float32. Integers are rounded to the nearest, ties to even."""
     steps = tl.div_rn(x, tl.broadcast_to(step, x.shape))
     if LARGEST == 127.0:
         steps = (steps + 12582912.0) - 12582912.0  # 1.5 * 2^23: float32 has no fractions there

@@ -1,7 +1,7 @@
 """Attention over latent keys (DeepSeek-V2): one vector per token serves all heads; its first part is the value too.
 
-Each block of keys is read once and used in both products. A kernel holds a vector's value part and the rest apart
-(512 and 64, for example): one block of the next power of two would waste more.
+A kernel reads each block of keys once and uses it in both products. It holds the value part and the rest of a vector
+apart (512 and 64, for example), because one block of the next power of two would waste more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block, next_power_of_2
 from lightllm_mp.kernels.triton.launch import kernel
 
 FEW_HEADS, PARTS_EACH = 8, 4
-"""Heads and partial results combined at a time."""
+"""The numbers of heads and partial results that are combined at a time."""
 
 
 def attend_single(
@@ -73,7 +73,7 @@ def attend_single(
 
 
 def tokens_each(layout: HeadLayout, blocks: PrefillBlocks) -> int:
-    """New tokens that a program of `attend_chunks` takes."""
+    """The number of new tokens per program of `attend_chunks`."""
     return blocks.queries // _heads_each(layout, blocks)
 
 

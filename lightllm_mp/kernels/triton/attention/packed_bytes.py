@@ -1,12 +1,12 @@
-"""8-bit keys and values, read as 16-bit words of two elements.
+"""Reads 8-bit keys and values as 16-bit words of two elements.
 
-The instruction that loads a matrix operand from shared memory moves units of 16 bits; bytes would go one by one. So
-rows are read as words, and even and odd elements are two operands: a product over a row is a sum of two products, and a
-result has its columns in two halves.
+The instruction that loads a matrix operand from shared memory moves units of 16 bits; bytes would move one by one. So
+the kernels read rows as words, and even and odd elements are two operands: a product over a row is a sum of two
+products, and a result has its columns in two halves.
 
-Products of 16 bits are of float16, whose 11 bits of precision hold 1152 + v for every int8 v: a byte becomes that by
-one logical instruction, and the products leave the constant out by sums over their other operands. An fp8 number
-becomes v / 256 by moving its bits where the GPU has no instruction for it.
+16-bit products use float16, whose 11 bits of precision hold 1152 + v for every int8 v. One logical instruction converts
+a byte to this number, and sums over the other operand remove the constant from the products. If the GPU has no
+instruction for fp8, moving a number's bits gives v / 256.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
 
 _TO_HALF = "mov.b32 {l, h}, a; cvt.rn.f16x2.e4m3x2 $0, l;"
 _PTX = {
-    # 8 bits, the highest inverted, are the fraction of a number from 1024 to 1279
+    # 8 bits, with the highest inverted, are the fraction of a number from 1024 to 1279
     "int8": (
         "lop3.b32 $0, $1, 0x00ff00ff, 0x64806480, 0x6a;",
         "shr.u32 a, $1, 8; lop3.b32 $0, a, 0x00ff00ff, 0x64806480, 0x6a;",
@@ -35,11 +35,11 @@ _PTX = {
         "shr.u32 a, $1, 1; and.b32 a, a, 0x3f803f80; lop3.b32 $0, $1, 0x80008000, a, 0xea;",
     ),
 }
-"""Make float16 of the low and of the high bytes of two words. NaN is not kept."""
+"""PTX that converts the low and the high bytes of two words to float16. NaN is not kept."""
 
 
 class PackedBytes(NamedTuple):
-    """Constants of a kernel. An operand times `factor`, less `offset`, is the element."""
+    """Constants of a kernel. The element is the operand times `factor`, minus `offset`."""
 
     kind: int
     """WHOLE: elements of 16 bits or more, not pairs."""
@@ -51,8 +51,8 @@ class PackedBytes(NamedTuple):
 
 
 def pairs(stored: Tensor, like: torch.dtype) -> PackedBytes:
-    """How elements of `stored` become operands of products: of float32 if that is `like`, else of float16. Rows of odd
-    length are read whole."""
+    """The conversion of elements of `stored` to operands of products, which are float32 if `like` is, else float16.
+    Rows of odd length are read whole."""
     kind = _KINDS.get(stored.dtype, WHOLE) if stored.shape[-1] % 2 == 0 else WHOLE
     if kind == WHOLE or like == torch.float32:
         return PackedBytes(kind, 0.0, 1.0, None, None)
@@ -64,7 +64,7 @@ def pairs(stored: Tensor, like: torch.dtype) -> PackedBytes:
 
 @triton.jit
 def as_words(elements):
-    """The pointer as one to words of two elements."""
+    """Casts a pointer to elements to a pointer to words of two elements."""
     return elements.to(tl.pointer_type(tl.int16), bitcast=True)
 
 
@@ -88,7 +88,7 @@ def odd_of(words, LIKE: tl.constexpr, KIND: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def _operand(byte, LIKE: tl.constexpr, KIND: tl.constexpr):
-    """The same without inline assembly."""
+    """The conversion without inline assembly."""
     if tl.float16 == LIKE:
         if KIND == 1:
             bits = byte ^ 0x6480
@@ -103,8 +103,8 @@ def _operand(byte, LIKE: tl.constexpr, KIND: tl.constexpr):
 
 @triton.jit
 def in_range(even, odd):
-    """Queries as float16 of which the largest is from 2^14 to 2^15, so that none is infinite, and the power of two to
-    multiply the results by."""
+    """Scales queries to float16 so that the largest is from 2^14 to 2^15 and none is infinite. Also returns the power
+    of two by which to multiply the results."""
     even, odd = even.to(tl.float32), odd.to(tl.float32)
     largest = tl.max(tl.max(tl.maximum(tl.abs(even), tl.abs(odd)), 1), 0)
     power = tl.maximum(largest, 2.0**-60).to(tl.int32, bitcast=True) & 0x7F800000

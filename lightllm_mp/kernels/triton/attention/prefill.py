@@ -1,4 +1,4 @@
-"""Prefill attention: chunks of new tokens over their sequences' slots, cached prefixes included."""
+"""Prefill attention: chunks of new tokens attend to all slots of their sequences, including cached prefixes."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def _tile_attention_kernel(
         if SLOPED:
             slope = tl.load(slopes + head)
 
-        # The window hides keys [low, open) from some queries; [shut, high) are in the future of some; [open, shut) are
-        # visible to all.
+        # The window hides keys [low, open) from some queries. Keys [shut, high) are in the future of some queries. All
+        # queries see [open, shut).
         high = length
         shut = length // KEYS * KEYS
         if CAUSAL:
@@ -194,7 +194,7 @@ def _walk(
     for base in range(start, end, KEYS):
         key = base + n
         within = key < length
-        if MASKED and WINDOW:  # behind all windows a slot may belong to another sequence
+        if MASKED and WINDOW:  # a slot before all windows may belong to another sequence
             within &= key > tl.min(position, 0) - WINDOW
         if MASKED:
             slot = tl.load(slots + key, mask=within, other=0)

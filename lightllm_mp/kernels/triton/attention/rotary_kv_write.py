@@ -1,4 +1,4 @@
-"""Head norms, rotary embedding of queries and keys, and the KV write, in one kernel."""
+"""One kernel for head norms, rotary embedding of queries and keys, and the KV write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS_EACH = 16
 """Heads of one token that a program handles."""
 NORMS = {"rms": 1, "layer": 2}
 GIVEN = 3
-"""The kernel's number for rms norms by mean squares that it is given."""
+"""The kernel's number for RMS norms whose mean squares are an argument."""
 SQUARES_BLOCK = 1024
 
 
@@ -55,7 +55,7 @@ def _squares_kernel(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """A program sums a token's queries (0) or keys (1)."""
+    """A program sums the squares of a token's queries (0) or keys (1)."""
     wait_for_inputs(EARLY)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     line = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM) + part * (HEADS * DIM)
@@ -122,7 +122,7 @@ def rotary_kv_write(
 
 
 class _NormArguments(NamedTuple):
-    """Head norms as the kernel takes them. A tensor that the norms do not have may be any."""
+    """Head norms in the form of the kernel. If the norms lack a tensor, any tensor stands in its place."""
 
     q_weight: Tensor
     k_weight: Tensor
@@ -202,7 +202,7 @@ def _rotary_kernel(
     EACH: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """A program holds a head as the rotated components, `first` and `second` of each pair, and the `rest`."""
+    """A program holds the rotated components of a head (`first` and `second` of each pair) and the `rest` apart."""
     wait_for_inputs(EARLY)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * EACH + tl.arange(0, EACH))[:, None]

@@ -1,10 +1,11 @@
-"""Splits attention work among GPU programs, on the device: the host knows no lengths, so a grid never changes.
+"""Splits attention work among GPU programs on the device. The host does not know lengths, so grids never change.
 
 Decode: the key blocks of all sequences with one new token form one queue, which `programs` programs cut into equal
-shares. A unit of the queue is the time that one block takes. Each sequence has some empty units before its blocks,
-because starting a sequence takes time too: otherwise programs with many short contexts would finish last. Program p
-writes its partial result of sequence i to place p + i. Along the queue each partial result raises p or i, so no two
-share a place, and `programs + sequences` places suffice.
+shares. A unit of the queue is the time of one block. Each sequence has some empty units before its blocks, because the
+start of a sequence takes time too: otherwise programs with many short contexts would finish last. Program p writes its
+partial result of sequence i to place p + i. Along the queue each partial result increases p or i, so no two share a
+place, and `programs + sequences` places suffice.
+
 Prefill: the query blocks ("tiles") of all sequences with more new tokens, at most tokens // block + sequences of them.
 """
 
@@ -40,11 +41,11 @@ class DecodeShares(NamedTuple):
     arrived: Tensor
     """int32 [sequences, columns]: parts of a context that are done; zero between layers."""
     ready: bool = False
-    """Whether another layer has used them: a kernel that starts early need not wait to read `plan`, nor the batch."""
+    """Whether another layer has used them. If so, a kernel that starts early may read `plan` and the batch at once."""
 
 
 def shares_of(batch: Batch, layout: HeadLayout, blocks: DecodeBlocks, columns: int) -> DecodeShares:
-    """The step's decode shares, which all layers of a kind use. `columns`: programs that split the heads."""
+    """The step's decode shares, which all layers of one kind use. `columns`: programs that split the heads."""
     known, key = batch.schedule.decode, (layout.heads, layout.values, layout.window, blocks, columns)
     if key not in known:
         made = decode_shares(batch, layout, blocks, columns)
@@ -104,8 +105,8 @@ def prefill_tiles(batch: Batch, queries: int) -> Tensor:
 
 @triton.jit
 def share_of(p, total, programs):
-    """Where the share of program p begins and ends in a queue of `total` units. If there are fewer units than programs,
-    each of the first `total` programs has one unit."""
+    """Begin and end of program p's share in a queue of `total` units. If there are fewer units than programs, each of
+    the first `total` programs has one unit."""
     active = tl.maximum(tl.minimum(programs, total), 1)
     return tl.minimum(p, active) * total // active, tl.minimum(p + 1, active) * total // active
 
@@ -160,7 +161,7 @@ def _units(
     START: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Units of each of CHUNK sequences: START and the key blocks that it reads; 0 unless it has one new token."""
+    """Units of each of CHUNK sequences: START plus its key blocks; 0 unless the sequence has one new token."""
     lane = base + tl.arange(0, CHUNK)
     inside = lane < sequences
     length = tl.load(context + lane, mask=inside, other=0)

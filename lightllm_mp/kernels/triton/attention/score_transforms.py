@@ -1,5 +1,5 @@
-"""Attention scores and weights between the two matrix products: scales of 8-bit keys and values, soft cap, ALiBi,
-sinks."""
+"""Transforms attention scores and weights between the two matrix products: scales of 8-bit keys and values, soft cap,
+ALiBi, sinks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lightllm_mp.kernels.table import HeadLayout, LayerKV
 LOG2E = math.log2(math.e)
 
 PLAIN, APART, TOGETHER = 0, 1, 2
-"""How scales are read: there are none; one by one; a key's and its value's in a 4-byte word, which is one access to
-memory for both, and which the GPU can load asynchronously, unlike 2 bytes."""
+"""How kernels read scales. PLAIN: there are none. APART: one by one. TOGETHER: a key's and its value's in a 4-byte
+word, which takes one memory access for both and which the GPU, unlike 2 bytes, can load asynchronously."""
 
 
 class ScoreTransforms(NamedTuple):
@@ -29,7 +29,7 @@ class ScoreTransforms(NamedTuple):
     """
 
     key_scales: Tensor
-    """Any tensor if there are no scales; likewise the next three."""
+    """Any tensor if there are no scales; the same holds for the next three fields."""
     value_scales: Tensor
     slopes: Tensor
     sinks: Tensor
@@ -44,7 +44,7 @@ class ScoreTransforms(NamedTuple):
     sunk: bool
     """Whether there are sinks."""
     left: float
-    """The factor to apply in the exponential, where it costs nothing."""
+    """The factor to apply in the exponential, where it is free."""
 
 
 def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
@@ -64,7 +64,7 @@ def extras(q: Tensor, kv: LayerKV, layout: HeadLayout) -> ScoreTransforms:
 
 
 def spacing(scales: Tensor | None) -> int:
-    """From the scale of one head to that of the next: 2 where keys' and values' scales lie in turn, else 1."""
+    """The distance between the scales of adjacent heads: 2 if keys' and values' scales alternate, else 1."""
     return 1 if scales is None else scales.stride(1)
 
 
@@ -83,7 +83,7 @@ def _slopes(alibi: tuple[float, ...], device: torch.device) -> Tensor:
 
 @triton.jit
 def scales_at(key_scales, value_scales, slot, kv_head, seen, KV_HEADS: tl.constexpr, READ: tl.constexpr):
-    """float32: the scales of one head's key and value at each slot."""
+    """The scales of one head's key and value at each slot, float32."""
     place = slot * KV_HEADS + kv_head
     if READ == 2:
         word = tl.load(key_scales + place, mask=seen, other=0)

@@ -1,8 +1,8 @@
 """Block sizes of the attention kernels, as data.
 
-`tools.bench.attention --sweep` has swept prefill over 16-bit keys on an H100 at a head dimension of 128. Decode over
-16-bit keys at 128 and 256, over 8-bit ones at all dimensions, and prefill over 8-bit ones at 128 were swept on an H200;
-the others are of an earlier form of the kernels or chosen by hand.
+`tools.bench.attention --sweep` chose the sizes of prefill over 16-bit keys at a head dimension of 128 on an H100. On an
+H200 it chose those of decode over 16-bit keys at 128 and 256, of decode over 8-bit keys at all dimensions, and of
+prefill over 8-bit keys at 128. The others come from an earlier form of the kernels or are chosen by hand.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block
 
 
 class PrefillBlocks(NamedTuple):
-    """Queries and keys that a program holds at a time, its warps, and the stages of its loop. A key's slot, the key and
-    the work on it are one stage each: only with 5 or more are keys loaded while others are worked on."""
+    """Queries and keys that a program holds at a time, its warps, and the stages of its loop. The loads of a slot and
+    of its key and the work on the key are one stage each: a program needs 5 or more to load keys while it works on
+    others."""
 
     queries: int
     keys: int
@@ -27,7 +28,7 @@ class PrefillBlocks(NamedTuple):
 
 class DecodeBlocks(NamedTuple):
     """Keys that a program holds at a time, its warps, stages (see PrefillBlocks), programs per multiprocessor, and the
-    time to start a sequence, in blocks of keys."""
+    time to start a sequence, measured in blocks of keys."""
 
     keys: int
     warps: int
@@ -95,23 +96,23 @@ LATENT_PREFILL: dict[int, PrefillBlocks] = {2: PrefillBlocks(64, 32, 8, 2), 4: P
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Triton's name of the products of `dtype`: exact for float32; 16-bit products always are."""
+    """Triton's name for the precision of products of `dtype`: exact for float32. 16-bit products are always exact."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def wide(pool: Tensor) -> bool:
-    """Whether an index into the pool takes 64 bits; 32 leave more registers for the sums."""
+    """Whether an index into the pool needs 64 bits. 32 bits leave more registers for the sums."""
     return pool.numel() >= 1 << 31
 
 
 def prefill_blocks(head_dim: int, dtype: torch.dtype, stored: torch.dtype, queries: int) -> PrefillBlocks:
-    """For a step of `queries` query heads, all tokens together, over keys of type `stored`."""
+    """The blocks for a step with `queries` query heads of all tokens together, over keys of type `stored`."""
     key = (max(64, dot_block(head_dim)), _bytes(dtype, stored))
     return (PREFILL_FEW if queries < FEW_QUERIES and key in PREFILL_FEW else PREFILL)[key]
 
 
 def decode_blocks(head_dim: int, group: int, dtype: torch.dtype, stored: torch.dtype) -> DecodeBlocks:
-    """For `group` query heads a key head: more of them than 16 need the registers of more warps."""
+    """The blocks for `group` query heads per key head. More than 16 need the registers of more warps."""
     blocks, more = DECODE[max(64, dot_block(head_dim)), _bytes(dtype, stored)], dot_block(group) // 16
     warps = min(MOST_WARPS, blocks.warps * more)
     return blocks._replace(warps=warps, programs=max(1, blocks.programs * blocks.warps // warps))
@@ -122,7 +123,7 @@ def _bytes(dtype: torch.dtype, stored: torch.dtype) -> int:
 
 
 def latent_decode_blocks(heads: int, dtype: torch.dtype) -> tuple[int, DecodeBlocks]:
-    """Heads per program, as many as have sums that fit into registers, and the program's blocks."""
+    """Heads per program (as many as have sums that fit into registers) and the program's blocks."""
     most = max(rows for rows, size in LATENT_DECODE if size == dtype.itemsize)
     rows = min(dot_block(heads), most)
     return rows, LATENT_DECODE[rows, dtype.itemsize]

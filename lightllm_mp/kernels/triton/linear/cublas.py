@@ -1,4 +1,4 @@
-"""Projections of many rows: cuBLAS, through torch."""
+"""Projections of many rows with cuBLAS, through torch."""
 
 from __future__ import annotations
 

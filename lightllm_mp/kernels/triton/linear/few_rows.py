@@ -1,9 +1,9 @@
-"""Projections of few rows, where reading the weight takes the time: plain, 8-bit and 4-bit weights (stream-K).
+"""Projections of few rows (stream-K), limited by the read of the weight: plain, 8-bit and 4-bit weights.
 
-The weight is cut into tiles of some outputs and steps of some inputs. All steps of all tiles form one queue, which the
-programs cut into equal shares: every multiprocessor reads as much as any other, and loads run ahead over the ends of
-tiles. Where a tile is cut, each part's sums go to memory, and the last program to arrive adds them in their order, so
-that the result does not depend on which program that is. The arrival counters are zero again afterwards.
+The kernel cuts the weight into tiles of some outputs and steps of some inputs. All steps of all tiles form one queue,
+which the programs cut into equal shares: every multiprocessor reads the same amount, and loads run ahead across the
+ends of tiles. If a tile is cut, each part's sums go to memory. The last program to arrive adds them in their order, so
+the result does not depend on which program is last. Afterwards the arrival counters are zero again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightllm_mp.kernels.triton.launch import kernel, wait_for_inputs
 from lightllm_mp.kernels.triton.linear.tuned_linear import ROWS_AT_A_TIME, LinearBlocks
 
 LEAST_OUTPUTS = 16
-"""The fewest outputs of a tile; there are enough counters for tiles of this size."""
+"""The fewest outputs of a tile. The number of counters suffices for tiles of this size."""
 LEAST_INPUTS = 16
 """The fewest inputs of a matrix instruction."""
 ROW_TILES = 2
@@ -33,21 +33,21 @@ class Streamed(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     arrived: Tensor
-    """int32, zero between products: parts of each cut tile that are done. Each weight has its own, so that two streams
-    may multiply by different weights at the same time."""
+    """int32, zero between products: finished parts of each cut tile. Each weight has its own counters, so that two
+    streams may multiply by different weights at the same time."""
     scales: Tensor | None = None
     """8 bits: float32 [n], or [groups, n] with `scale_group`; 4 bits: any floating type [k / group, n]."""
     zeros: Tensor | None = None
     """4 bits: uint8 [k / group, n]."""
     group: int = 0
-    """4 bits: inputs that share a scale, else 0. Of each `2 * run` codes byte j holds the j-th and the j + run-th."""
+    """4 bits: inputs that share a scale, else 0. Of each `2 * run` codes, byte j holds codes j and j + run."""
     scale_group: int = 0
     """8 bits: inputs that share a scale; 0: all."""
     scale_outputs: int = 1
-    """8 bits with `scale_group`: outputs that share their scales, a power of two; tiles of outputs begin at multiples
-    of it."""
+    """8 bits with `scale_group`: outputs that share their scales, a power of two. Tiles of outputs begin at its
+    multiples."""
     order: Tensor | None = None
-    """4 bits: the order of inputs in which the weight is stored; None: unchanged."""
+    """4 bits: the order in which the weight stores its inputs; None: unchanged."""
 
     @property
     def run(self) -> int:
@@ -81,8 +81,8 @@ def streams(weight: Streamed, rows: int, blocks: LinearBlocks) -> bool:
 def streamed(
     x: Tensor, weight: Streamed, dtype: torch.dtype, blocks: LinearBlocks, x_scales: Tensor | None = None
 ) -> Tensor:
-    """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32. `x_scales` float32 [groups, rows]: x is of
-    8-bit floats, as the weight, with scales for the same groups of inputs."""
+    """x [rows, k] @ weight.T + bias, [rows, n] of `dtype`; sums are float32. With `x_scales`, float32 [groups, rows], x
+    has 8-bit floats like the weight, with scales for the same groups of inputs."""
     rows, n, k = x.shape[0], weight.outputs, weight.inputs
     inputs = 2 * weight.run if weight.group else blocks.inputs
     many = min(dot_block(rows), ROWS_AT_A_TIME)
@@ -234,7 +234,7 @@ def _stream_kernel(
             scale, zero = _group(scales, zeros, tile * OUTPUTS + o, block * INPUTS // GROUP, outputs)
 
     first, last = begin // blocks, (end - 1) // blocks
-    tl.debug_barrier()  # all threads store before one of them counts
+    tl.debug_barrier()  # all threads store before one thread counts
     for cut in range(first, last + 1, tl.maximum(last - first, 1)):
         owner = ((cut * blocks + 1) * parts - 1) // steps
         others = ((cut * blocks + blocks) * parts - 1) // steps - owner
@@ -251,7 +251,7 @@ def _stream_kernel(
 
 @triton.jit
 def prefetch(weight, n, begin, outputs, width):
-    """Prefetches the beginning of the weight, which no kernel writes, while the previous kernel ends."""
+    """Prefetches the start of the weight while the previous kernel ends; no kernel writes the weight."""
     i = begin + tl.arange(0, 8) * (128 // (weight.dtype.element_ty.primitive_bitwidth // 8))
     line = tl.minimum(n, outputs - 1).to(tl.int64)[:, None] * width
     at = (weight + line + tl.minimum(i, width - 1)[None, :]).to(tl.int64)
@@ -270,7 +270,7 @@ def _group(scales, zeros, n, group, outputs):
 
 @triton.jit
 def _factor(scales, n, outputs, SHARED: tl.constexpr, SWAPPED: tl.constexpr):
-    """Scales of the outputs `n` in one group of inputs, to multiply a product by: one number if all share it."""
+    """The factor on a product: scales of the outputs `n` in one group of inputs, or one number if all share it."""
     if SHARED:
         factor = tl.load(scales + tl.min(n, 0))
     elif SWAPPED:
@@ -282,8 +282,8 @@ def _factor(scales, n, outputs, SHARED: tl.constexpr, SWAPPED: tl.constexpr):
 
 @triton.jit
 def _number(code, element: tl.constexpr):
-    """A 4-bit code plus a constant, exactly. In 16 bits the code becomes the last bits of 1024 or 128, of which the
-    last is worth 1: cheaper than a conversion. The constant cancels when the zero point is subtracted."""
+    """A 4-bit code plus a constant, exactly. In 16 bits the code becomes the last bits of 1024 or 128, whose last bit
+    is worth 1. This is cheaper than a conversion. Subtracting the zero point cancels the constant."""
     if element == tl.float16:
         return (code.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True)
     elif element == tl.bfloat16:

@@ -1,8 +1,8 @@
-"""Products of 8-bit floats on both sides, with a scale for each row or output and group of inputs (DeepSeek-V3,
-arXiv 2412.19437): for compute capability 9.0.
+"""Products of 8-bit floats by 8-bit floats, with a scale for each row or output and group of inputs (DeepSeek-V3,
+arXiv 2412.19437), on compute capability 9.0.
 
-Activations are rounded to fp8 by groups of the weight's inputs. The product of a group is summed in the matrix unit and
-added, times both scales, to float32 sums.
+The kernels round activations to fp8 by groups of the weight's inputs. The matrix unit sums the product of one group.
+The kernel multiplies it by both scales and adds it to float32 sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightllm_mp.kernels.triton.linear.tuned_linear import (
 GROUP = 128
 """Inputs that share a scale."""
 ROWS_EACH = 8
-"""Rows of which a program rounds one group."""
+"""Rows per program that rounds one group."""
 
 
 def takes_blocks(weight: Streamed) -> bool:
@@ -34,7 +34,7 @@ def takes_blocks(weight: Streamed) -> bool:
 
 
 def in_blocks(x: Tensor, weight: Streamed) -> Tensor:
-    """x [rows, k] @ weight.T + bias in the type of x, after x was rounded to 8-bit floats."""
+    """x [rows, k], rounded to 8-bit floats, @ weight.T + bias in the type of x."""
     values, scales = quantised_rows(x)
     if x.shape[0] <= MOST_STREAMED_IN_8_BITS:
         return streamed(values, weight, x.dtype, quantised_blocks("fp8 x fp8", GROUP, x.shape[0]), scales)
@@ -118,8 +118,8 @@ def _quantise_kernel(
 
 @triton.jit
 def rounded_to_fp8(wide, LARGEST: tl.constexpr):
-    """A float32 block [rows, inputs of a group]: its quotients by the scale of each row, which are not rounded yet, and
-    these scales."""
+    """Divides a float32 block [rows, inputs of a group] by the scale of each row. Returns the quotients, not rounded
+    yet, and the scales."""
     largest = tl.max(tl.abs(wide), 1)
     scale = tl.where(largest > 0, largest / LARGEST, 1.0)
     # Rounding may bring the quotient above the largest value.
@@ -144,8 +144,8 @@ def _scaled_product_kernel(
     OUTPUTS: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """`SHARED`: all outputs of a tile have the same scales. Neighbouring programs take TOGETHER tiles of rows times the
-    same outputs, so that both operands are found in the cache."""
+    """`SHARED`: all outputs of a tile have the same scales. Neighbouring programs take TOGETHER tiles of rows for the
+    same outputs, so that both operands are in the cache."""
     program = tl.program_id(0)
     down, across = tl.cdiv(rows, ROWS), tl.cdiv(outputs, OUTPUTS)
     first = program // (TOGETHER * across) * TOGETHER

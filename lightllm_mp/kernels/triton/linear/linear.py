@@ -1,5 +1,5 @@
-"""Projections of plain and quantised weights. A single token by a plain weight has its own kernel, more go to cuBLAS,
-which no kernel for few rows was found to beat (`tools.bench.linear`)."""
+"""Projections of plain and quantised weights. With a plain weight, a single token has its own kernel and more tokens go
+to cuBLAS: no kernel for few rows was faster (`tools.bench.linear`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightllm_mp.kernels.triton.linear.cublas import matmul
 from lightllm_mp.kernels.triton.linear.few_rows import Streamed, counters, prefetch
 
 OUTPUTS_EACH, INPUTS_EACH, WARPS = 1, 2048, 8
-"""Outputs per program, inputs that it reads at a time, and its warps."""
+"""Outputs per program, inputs that a program reads at a time, and its warps."""
 
 
 def prepare_linear(weight: Tensor, bias: Tensor | None) -> Streamed:

@@ -1,4 +1,4 @@
-"""Quantised weights on a GPU: read as stored for few rows; for many, expanded or (fp8) multiplied in 8 bits."""
+"""Quantised weights on a GPU: few rows read them as stored; many rows expand them or multiply in 8 bits (fp8)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ ROW_WARPS = 8
 
 
 def prepare_quantised(weight: QuantisedWeight, bias: Tensor | None, dtype: torch.dtype) -> Streamed:
-    """4-bit weights with groups of unequal size, or no multiple of 32 inputs, become plain weights of `dtype`. So do
-    8-bit weights with groups that are no multiple of 16 inputs, and 8-bit floats on GPUs that do not read them."""
+    """The weight as the kernels read it. 4-bit weights with groups of unequal size, or not of a multiple of 32 inputs,
+    become plain weights of `dtype`. So do 8-bit weights with groups that are not a multiple of 16 inputs, and 8-bit
+    floats on GPUs that cannot read them."""
     assert not isinstance(weight, BlockWeight), "block_types names none"
     n = weight.scales.shape[0]
     arrived = counters(n, weight.scales.device)
@@ -59,7 +60,7 @@ def _group_size(weight: GroupedWeight) -> int:
 
 
 def shared_outputs(scales: Tensor) -> int:
-    """The size of the equal blocks of outputs, 128 or 1, in which all have the same scales [..., n, groups]."""
+    """The size of blocks of adjacent outputs, 128 or 1, in which all outputs have the same scales [..., n, groups]."""
     n = scales.shape[-2]
     if n % GROUP:
         return 1
@@ -115,8 +116,8 @@ def expand(weight: Streamed, dtype: torch.dtype) -> Tensor:
 
 
 def in_8_bits(x: Tensor, weight: Streamed) -> Tensor:
-    """The product in bfloat16 of both operands in fp8. Each row of x is scaled by its largest magnitude. Needs compute
-    capability 9.0."""
+    """The product in bfloat16 with both operands in fp8. The largest magnitude of each row of x gives its scale. Needs
+    compute capability 9.0."""
     rows, k = x.shape
     values = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
@@ -164,7 +165,7 @@ def _expand_kernel(
     INPUTS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """The kernel ignores `EVEN`: it keeps kernels that are compiled for multiples of 16 inputs from other inputs."""
+    """The kernel ignores `EVEN`. It separates kernels that are compiled for multiples of 16 inputs from the others."""
     block = tl.program_id(0)
     n = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     line, there = n.to(tl.int64)[:, None], n < outputs

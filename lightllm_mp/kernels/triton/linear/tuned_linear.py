@@ -1,5 +1,5 @@
-"""Blocks of the projections of few rows by quantised weights for an H100, as data; `tools.bench.linear` measures
-them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
+"""Block sizes of projections of few rows by quantised weights on an H100, as data. `tools.bench.linear` measures them.
+These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lightllm_mp.kernels.triton.block_sizes import dot_block
 
 class LinearBlocks(NamedTuple):
     """Outputs and inputs that a program holds at a time, programs per multiprocessor, warps, loads that run ahead, and
-    whether the weight is the left operand of the product (then its outputs, not the few rows, fill the wide side of
-    Hopper's matrix instruction)."""
+    whether the weight is the left operand of the product. If it is, its outputs, not the few rows, fill the wide side
+    of Hopper's matrix instruction."""
 
     outputs: int
     inputs: int
@@ -22,8 +22,8 @@ class LinearBlocks(NamedTuple):
 
 
 class Fp8Blocks(NamedTuple):
-    """Rows and outputs of a tile of a product of 8-bit floats in blocks, warps, loads that run ahead, and tiles of rows
-    that are computed together."""
+    """For products of 8-bit floats in blocks: rows and outputs of a tile, warps, loads that run ahead, and tiles of
+    rows that are computed together."""
 
     rows: int
     outputs: int
@@ -35,11 +35,11 @@ class Fp8Blocks(NamedTuple):
 ROWS_AT_A_TIME = 128
 """The most rows per program."""
 MOST_ROWS = {"int8": 256, "fp8": 128, "int4": 128}
-"""Rows up to which a quantised weight is read as stored; for more it is expanded."""
+"""The most rows for which a quantised weight is read as stored. For more it is expanded."""
 MOST_ROWS_BEFORE_8_BITS = 16
-"""The same if the GPU can multiply in 8 bits: for more rows, activations are rounded to fp8 too."""
+"""The same if the GPU can multiply in 8 bits. For more rows, activations are rounded to fp8 too."""
 MOST_STREAMED_IN_8_BITS = 256
-"""Rows up to which a product of 8-bit floats in blocks is cut along the inputs, too."""
+"""The most rows for which a product of 8-bit floats in blocks is also cut along the inputs."""
 
 BLOCKS: dict[str, dict[int, LinearBlocks]] = {
     "int8": {
@@ -67,13 +67,13 @@ BLOCKS: dict[str, dict[int, LinearBlocks]] = {
         128: LinearBlocks(128, 128, 1, 8, 4, True),
     },
 }
-"""By `dot_block` of the rows of a program. Those of `fp8 x fp8`, of blocks on both sides, are not measured."""
+"""By form, then by `dot_block` of the rows of a program. `fp8 x fp8` (blocks on both sides) is not measured."""
 
 FP8: list[tuple[float, Fp8Blocks]] = [
     (512, Fp8Blocks(64, 128, 4, 4, 8)),
     (float("inf"), Fp8Blocks(128, 128, 8, 3, 8)),
 ]
-"""The most rows, and the blocks for them; not measured."""
+"""(the most rows, the blocks for them); not measured."""
 
 
 def fp8_blocks(rows: int) -> Fp8Blocks:
@@ -81,6 +81,6 @@ def fp8_blocks(rows: int) -> Fp8Blocks:
 
 
 def quantised_blocks(form: str, inputs: int, rows: int) -> LinearBlocks:
-    """The blocks, with a number of inputs at a time, a power of two, that divides `inputs`."""
+    """The blocks for this form and number of rows, with a power of two of inputs at a time that divides `inputs`."""
     best = BLOCKS[form][min(dot_block(rows), ROWS_AT_A_TIME)]
     return best._replace(inputs=min(best.inputs, inputs & -inputs))

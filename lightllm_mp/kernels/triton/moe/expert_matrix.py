@@ -1,4 +1,4 @@
-"""The weights of all experts as kernels read them: plain, in 8 bits with scales by groups of inputs, or in MXFP4."""
+"""The weights of all experts in the form that kernels read: plain, 8 bits with scales by groups of inputs, or MXFP4."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lightllm_mp.kernels.triton.linear.quantised import shared_outputs
 from lightllm_mp.kernels.triton.moe.mxfp4 import Mxfp4Experts, packed_experts
 
 LEAST_GROUP, LARGEST_GROUP = 16, 128
-"""Inputs that share a scale in a kernel, powers of two: the smallest matrix instruction's, and no more than a program
-holds at a time."""
+"""The fewest and most inputs that share a scale in a kernel, powers of two: those of the smallest matrix instruction,
+and those that a program holds at a time."""
 
 
 class ExpertMatrix(NamedTuple):
     """[experts, n, k]"""
 
     values: Tensor
-    """In the dtype of activations, or of 8 bits."""
+    """In the dtype of activations, or in 8 bits."""
     scales: Tensor | None = None
     """float32 [experts, groups, n]"""
     group: int = 0
     """Inputs that share a scale."""
     scale_outputs: int = 1
-    """The size of the equal blocks of outputs that share their scales."""
+    """The size of blocks of adjacent outputs that share their scales."""
 
     @property
     def in_fp8_blocks(self) -> bool:
-        """Whether it can be multiplied by 8-bit floats."""
+        """Whether kernels can multiply it by 8-bit floats."""
         _, n, k = self.values.shape
         return self.values.dtype == torch.float8_e4m3fn and self.group == GROUP and n % GROUP == 0 and k % GROUP == 0
 
@@ -48,8 +48,8 @@ class ExpertMatrix(NamedTuple):
 
 
 def expert_matrix(weight: ExpertWeights) -> ExpertMatrix | Mxfp4Experts:
-    """Larger groups are cut into groups that kernels take. Weights with groups that are no multiple of 16 inputs become
-    bfloat16, and so do 8-bit floats on GPUs that do not read them."""
+    """The weights in a form for kernels. Groups that are too large for kernels are cut. Weights with groups that are
+    not a multiple of 16 inputs become bfloat16, and so do 8-bit floats on GPUs that cannot read them."""
     if isinstance(weight, tuple):
         return packed_experts(weight)
     if isinstance(weight, Tensor):

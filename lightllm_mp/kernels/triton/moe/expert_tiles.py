@@ -1,8 +1,8 @@
-"""Groups tokens by expert, on the device: sizes of grids and buffers depend on shapes alone.
+"""Groups tokens by expert on the device, so that sizes of grids and buffers depend only on shapes.
 
 An assignment is a token's i-th expert; its number is token * top_k + i. Assignments are sorted by expert, then by
-number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty. Those of
-experts of other ranks come last and have no tiles.
+number, and cut into tiles of up to `rows` that share one expert. Tiles have fixed places; some stay empty. Assignments
+to experts of other ranks come last and have no tiles.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ExpertTiles(NamedTuple):
 
 
 def expert_tiles(numbers: Tensor, experts: int, rows: int) -> ExpertTiles:
-    """numbers [tokens, top_k]; those outside 0 .. experts - 1 are of other ranks. Deterministic; does not wait for the
-    device."""
+    """Sorts and cuts the assignments. numbers [tokens, top_k]: experts; those outside 0 .. experts - 1 are of other
+    ranks. Deterministic. Does not wait for the device."""
     assignments = numbers.numel()
     by_expert = assignments // rows + experts + 1
     order = torch.empty(assignments, dtype=torch.int32, device=numbers.device)
@@ -70,9 +70,9 @@ def _tiles_kernel(
     LEADERS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One expert, or (number EXPERTS) all of other ranks. A tile's place is the number of its first assignment
-    (LEADERS), or from floor(b / ROWS) + expert on, where b assignments belong to smaller experts:
-    floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
+    """A program handles one expert, or (number EXPERTS) all experts of other ranks. With LEADERS a tile's place is the
+    number of its first assignment. Else the expert's places begin at floor(b / ROWS) + expert, where b assignments
+    belong to smaller experts: floor((b + n) / ROWS) + 1 leaves room for this expert's n."""
     expert = tl.program_id(0)
     before, count = 0, 0
     for base in range(0, assignments, CHUNK):
@@ -102,7 +102,7 @@ def _tiles_kernel(
 
 @triton.jit
 def _here(number, EXPERTS: tl.constexpr):
-    """`EXPERTS` for experts of other ranks."""
+    """The expert's number, or EXPERTS if the expert is of another rank."""
     return tl.where((number >= 0) & (number < EXPERTS), number, EXPERTS)
 
 

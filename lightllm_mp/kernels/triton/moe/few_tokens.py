@@ -1,4 +1,4 @@
-"""Experts for very few tokens: each token is multiplied alone, because reading the weights takes all the time."""
+"""Experts for very few tokens. Each token is multiplied alone, because the read of the weights limits the speed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def experts_alone(
 
 
 def _fitting(blocks: AloneBlocks, inputs: int, group: int) -> AloneBlocks:
-    """The same work per thread where there are fewer inputs than the block holds; at least one group of inputs."""
+    """Blocks with the same work per thread if there are fewer inputs than the block holds; at least one group of
+    inputs."""
     at = max(min(blocks.inputs, next_power_of_2(inputs)), group)
     return AloneBlocks(blocks.outputs, at, max(1, blocks.warps * at // blocks.inputs))
 
@@ -153,7 +154,7 @@ def _down_kernel(
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
         expert = tl.load(numbers + assignment).to(tl.int64)
-        here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
+        here = (expert >= 0) & (expert < EXPERTS)  # else no program has written `hidden`
         expert = tl.where(here, expert, 0)
         of_expert = line + expert * (N * K)
         scale_at = scales + expert * (GROUPS * N) + tl.minimum(n, N - 1)[:, None]
@@ -173,8 +174,8 @@ def _down_kernel(
 
 @triton.jit
 def _scaled(products, scales, start, outputs, K: tl.constexpr, AT: tl.constexpr, GROUP: tl.constexpr):
-    """Products [outputs, AT] from input `start` on, summed by groups of inputs and scaled; as they are without GROUP.
-    `scales` points at an output's scale of the first group."""
+    """Sums products [outputs, AT], from input `start` on, by groups of inputs and scales them; without GROUP they stay
+    as they are. `scales` points at an output's scale of the first group."""
     if GROUP:
         sums = tl.sum(tl.reshape(products, (products.shape[0], AT // GROUP, GROUP)), 2)
         group = start // GROUP + tl.arange(0, AT // GROUP)[None, :]

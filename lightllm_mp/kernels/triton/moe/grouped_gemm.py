@@ -1,4 +1,4 @@
-"""The grouped product: rows times the weights of their expert, tile by tile."""
+"""The grouped GEMM: multiplies rows by the weights of their expert, tile by tile."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _launch(
     x_scales: Tensor | None = None,
     out_scales: Tensor | None = None,
 ) -> None:
-    """`gate`: the activation's number if outputs are gated, else -1."""
+    """Launches the kernel. `gate`: the activation's number if outputs are gated, else -1."""
     n, k = out.shape[1], x.shape[1]
     packed = isinstance(weight, Mxfp4Experts)
     values = weight.codes if isinstance(weight, Mxfp4Experts) else weight.values
@@ -213,7 +213,7 @@ def _products(
     INPUTS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Rows times columns of a weight, which is plain or has scales; where it is GATED, and times those N further."""
+    """Rows times columns of a plain or scaled weight; if GATED, also times the columns N further on."""
     inner = tl.arange(0, INPUTS)
     outputs = 2 * N if GATED else N
     x_at = x_rows + inner[None, :]
@@ -264,7 +264,7 @@ def _products_in_8_bits(
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """The same of 8-bit floats, group by group; the scales of a row are `lines` apart."""
+    """The same for 8-bit floats, group by group. Scales of one row are `lines` apart."""
     inner = tl.arange(0, GROUP)
     outputs = 2 * N if GATED else N
     x_at = x_rows + inner[None, :]
@@ -287,7 +287,7 @@ def _products_in_8_bits(
 
 @triton.jit
 def _scaled(a, w, x_scale, scales, column, SHARED: tl.constexpr, SWAPPED: tl.constexpr):
-    """The product of one group. SWAPPED: its transpose, for the matrix instruction of 8-bit floats takes at least
+    """The product of one group. SWAPPED: its transpose, because the matrix instruction for 8-bit floats needs at least
     LEAST_ROWS rows on the left."""
     if SHARED:
         x_scale *= tl.load(scales + tl.min(column, 0))
@@ -315,7 +315,7 @@ def _packed_products(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The same for a weight in MXFP4: a step's low and high codes are operands of two products."""
+    """The same for a weight in MXFP4: the low and the high codes of a step are operands of two products."""
     STEPS: tl.constexpr = (K + 63) // 64
     outputs = 2 * N if GATED else N
     inner = tl.arange(0, 32)

@@ -1,4 +1,4 @@
-"""Mixture of experts on CUDA. It never waits for the device, and without atomics its results are repeatable."""
+"""Mixture of experts on CUDA. It never waits for the device and uses no atomics, so results are repeatable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUM_BLOCK = 1024
 
 
 BLOCK_TYPES = frozenset((MXFP4.value,))
-"""ggml's numbers of the types that experts stay in."""
+"""ggml's numbers of the types that experts keep."""
 
 
 class StackedExperts(NamedTuple):
@@ -71,7 +71,7 @@ def experts(x: Tensor, prepared: StackedExperts, weights: Tensor, numbers: Tenso
 
 
 def in_8_bits(x: Tensor, tokens: int, gate_up: ExpertMatrix, down: ExpertMatrix) -> bool:
-    """Whether activations are rounded to 8-bit floats, as `linear/quantised.py` does it."""
+    """Whether activations are rounded to 8-bit floats, by the rule of `linear/quantised.py`."""
     enough = tokens > MOST_ROWS_BEFORE_8_BITS and x.dtype == torch.bfloat16
     return enough and multiplies_fp8(x.device) and gate_up.in_fp8_blocks and down.in_fp8_blocks
 
@@ -85,7 +85,7 @@ def experts_in_8_bits(
     numbers: Tensor,
     activation: str,
 ) -> Tensor:
-    """`experts` with activations that are rounded to 8-bit floats by groups, before both products."""
+    """As `experts`, but rounds activations to 8-bit floats by groups before both products."""
     tokens, top_k = numbers.shape
     assignments = tokens * top_k
     blocks = tuned_moe.fp8_blocks(assignments, down.experts)
@@ -104,15 +104,15 @@ def experts_in_8_bits(
 
 @lru_cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have; the interpreter has no limit."""
+    """Bytes of shared memory that a program may use; the interpreter has no limit."""
     if device.type != "cuda":
         return tuned_moe.LARGE_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def weighted_sum(each: Tensor, weights: Tensor, numbers: Tensor, experts: int) -> Tensor:
-    """each [tokens * top_k, width], weights and numbers [tokens, top_k] -> [tokens, width], summed in the order of
-    `each`, without those whose expert is of another rank."""
+    """each [tokens * top_k, width], weights and numbers [tokens, top_k] -> [tokens, width]. Sums in the order of
+    `each`, without results of experts of other ranks."""
     tokens, top_k = weights.shape
     width = each.shape[1]
     out = each.new_empty((tokens, width))
@@ -153,5 +153,5 @@ def _sum_kernel(
         expert = tl.load(numbers + token * TOP_K + i)
         line = each + (token * TOP_K + i) * WIDTH
         part = tl.load(weights + token * TOP_K + i) * tl.load(line + at, mask=inside, other=0.0).to(tl.float32)
-        sums += tl.where((expert >= 0) & (expert < EXPERTS), part, 0.0)  # another rank's was never written
+        sums += tl.where((expert >= 0) & (expert < EXPERTS), part, 0.0)  # unwritten for experts of other ranks
     tl.store(out + token * WIDTH + at, sums.to(out.dtype.element_ty), mask=inside)

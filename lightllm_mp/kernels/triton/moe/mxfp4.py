@@ -1,7 +1,7 @@
-"""Experts in MXFP4 on a GPU: blocks of 32 floats of 4 bits (E2M1) that share a power of two.
+"""Experts in MXFP4 on a GPU: blocks of 32 4-bit floats (E2M1) that share a power of two.
 
-A float of 4 bits is the highest bits of a float32, or of a bfloat16, that is 2^126 times smaller. The block's scale
-takes that factor along, so that a weight is one multiplication away from its bits.
+The bits of a 4-bit float, as the highest bits of a float32 or bfloat16, give a number that is 2^126 times smaller. The
+block's scale includes this factor, so one multiplication turns the bits into the weight.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MXFP4 = GGMLQuantizationType.MXFP4
 BLOCK = 32
 """Inputs of a block."""
 STEP = 2 * BLOCK
-"""Inputs of a byte's two codes: byte j of a step holds inputs j (low half) and j + BLOCK."""
+"""Inputs of a step. Byte j of a step holds the codes of inputs j (low half) and j + BLOCK."""
 GREATEST_SCALE = 128
-"""As stored, for 2^1: times 2^126 it is the greatest that bfloat16 holds. Weights of a model are far smaller."""
+"""The stored scale of 2^1. Times 2^126 it is the greatest that bfloat16 holds. A model's weights are far smaller."""
 
 _PAIR = """
     shl.b32 a, {0}, 6; and.b32 a, a, 0x01c001c0; shl.b32 b, {0}, 12; lop3.b32 a, b, 0x80008000, a, 0xea;
@@ -31,7 +31,7 @@ _PAIR = """
     shl.b32 a, {0}, 2; and.b32 a, a, 0x01c001c0; shl.b32 b, {0}, 8; lop3.b32 a, b, 0x80008000, a, 0xea;
     fma.rn.bf16x2 {2}, a, {4}, z;
 """
-"""Two bytes in the halves of a word; the weights of their low and of their high codes; the scales of these."""
+"""Input: two bytes in the halves of a word, and their scales. Output: the weights of their low and high codes."""
 PTX = (
     "{ .reg .b32 t, u, a, b, z; mov.b32 z, 0x80008000;"
     " prmt.b32 t, $4, 0, 0x4140; prmt.b32 u, $4, 0, 0x4342;"
@@ -58,7 +58,7 @@ class Mxfp4Experts(NamedTuple):
 
 
 def packed_experts(weights: tuple[BlockWeight, ...]) -> Mxfp4Experts:
-    """The weights of all experts. Raises ModelError for weights above 12, which no model has."""
+    """Packs the weights of all experts. Raises ModelError for weights above 12, which no model has."""
     rows = torch.stack([torch.cat([part.rows for part in weight.parts]) for weight in weights])
     inputs = weights[0].parts[0].columns
     experts, n = rows.shape[:2]
@@ -76,13 +76,14 @@ def packed_experts(weights: tuple[BlockWeight, ...]) -> Mxfp4Experts:
 
 
 def conversion(x: Tensor) -> str | None:
-    """PTX of the conversion to the type of x; None where there is none."""
+    """PTX of the conversion to the type of x; None if there is no such PTX."""
     return PTX if x.is_cuda and x.dtype == torch.bfloat16 else None
 
 
 @triton.jit
 def weights_of(codes, scales, LIKE: tl.constexpr, BY: tl.constexpr):
-    """Bytes, and the word of scales of each: the weights of the low and of the high codes, of type LIKE."""
+    """The weights of the low and of the high codes of bytes, as type LIKE. `scales`: the word of scales of each
+    byte."""
     if BY is not None:
         even = (scales & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
         odd = (scales >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)

@@ -1,7 +1,8 @@
-"""Experts in MXFP4 for very few tokens: each token is multiplied alone, because reading the codes takes all the time.
+"""Experts in MXFP4 for very few tokens. Each token is multiplied alone, because the read of the codes limits the speed.
 
-A code's bits are a float32 that is 2^126 times smaller, and a block's scale has that factor. Products of a block are
-summed before they are scaled; so that they are not too small for a float32, activations bring a part of the factor.
+A code's bits are a float32 that is 2^126 times smaller, and a block's scale has this factor. The kernels sum the
+products of a block before they scale them. Activations carry a part of the factor, so that products are not too small
+for a float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lightllm_mp.kernels.triton.moe.mxfp4 import BLOCK, STEP, Mxfp4Experts
 from lightllm_mp.kernels.triton.moe.tuned_moe import AloneBlocks
 
 LIFT = tl.constexpr(2.0**60)
-"""The part of the factor that activations bring."""
+"""The part of the factor that activations carry."""
 
 
 def packed_experts_alone(
@@ -81,7 +82,7 @@ def packed_experts_alone(
 
 
 def _fitting(blocks: AloneBlocks, inputs: int) -> AloneBlocks:
-    """`inputs` in bytes of codes: no more than there are, and whole blocks."""
+    """Blocks that hold at most `inputs` bytes of codes, in whole blocks of the format."""
     most = max(BLOCK, next_power_of_2(triton.cdiv(inputs, STEP) * BLOCK))
     return blocks._replace(inputs=min(blocks.inputs // 2, most))
 
@@ -154,7 +155,7 @@ def _packed_down_kernel(
     for i in tl.static_range(TOP_K):
         assignment = token * TOP_K + i
         expert = tl.load(numbers + assignment).to(tl.int64)
-        here = (expert >= 0) & (expert < EXPERTS)  # else `hidden` was never written
+        here = (expert >= 0) & (expert < EXPERTS)  # else no program has written `hidden`
         expert = tl.where(here, expert, 0)
         code_at = codes + (expert * N + at)[:, None] * (STEPS * 32)
         scale_at = scales + expert * (N * STEPS) + at[:, None]
@@ -172,7 +173,7 @@ def _packed_down_kernel(
 
 @triton.jit
 def _activations(row, start, K: tl.constexpr, BYTES: tl.constexpr):
-    """Of the low and of the high codes of BYTES bytes of a row of weights, times LIFT."""
+    """Activations for the low and for the high codes of BYTES bytes of a row of weights, times LIFT."""
     byte = start + tl.arange(0, BYTES)
     k = byte // 32 * 64 + byte % 32
     left = tl.load(row + k, mask=k < K, other=0.0).to(tl.float32)

@@ -12,7 +12,8 @@ from lightllm_mp.kernels.triton.launch import kernel
 
 
 def route(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """Of equal scores the smallest expert comes first. A NaN counts as weight 0, so that experts are valid."""
+    """As `OpTable.route`. Of equal scores the smallest expert number comes first. A NaN counts as weight 0, so that the
+    experts are always valid."""
     tokens, experts = logits.shape
     weights = torch.empty((tokens, routing.top_k), dtype=torch.float32, device=logits.device)
     numbers = torch.empty((tokens, routing.top_k), dtype=torch.int32, device=logits.device)

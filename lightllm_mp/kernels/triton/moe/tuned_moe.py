@@ -1,4 +1,4 @@
-"""Block sizes of the experts' kernels for an H100, as data: chosen by hand, measured with `tools.bench.moe`."""
+"""Block sizes of the experts' kernels on an H100, as data. They are chosen by hand; `tools.bench.moe` measures them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ExpertBlocks(NamedTuple):
     gate_up: ProductBlocks
     down: ProductBlocks
     together: int
-    """Tiles in a row that use the same weights before the next weights."""
+    """Consecutive tiles that use the same weights before the next weights."""
 
 
 class AloneBlocks(NamedTuple):
-    """Blocks of steps that are multiplied token by token: outputs and inputs at a time, and warps."""
+    """Blocks for steps that are multiplied token by token: outputs and inputs at a time, and warps."""
 
     outputs: int
     inputs: int
@@ -35,7 +35,7 @@ class AloneBlocks(NamedTuple):
 
 
 ALONE_TOKENS = 1
-"""Steps of up to so many tokens in 16 bits are multiplied token by token."""
+"""The most tokens of a step that is multiplied token by token, in 16 bits."""
 ALONE_GATE_UP = AloneBlocks(1, 2048, 8)
 ALONE_DOWN = AloneBlocks(1, 2048, 8)
 PACKED_ALONE_TOKENS = 1
@@ -47,7 +47,7 @@ Table = dict[int, list[tuple[float, ExpertBlocks]]]
 """By bytes per element: the largest mean number of rows per expert, and the blocks for it."""
 
 LARGE_SHARED = 160 * 1024
-"""Bytes of shared memory that the blocks of H100 need."""
+"""Bytes of shared memory that the H100's blocks need."""
 
 H100: Table = {
     2: [
@@ -80,7 +80,7 @@ PACKED: Table = {
     ],
     4: [(float("inf"), ExpertBlocks(16, ProductBlocks(32, 64, 4, 2), ProductBlocks(32, 64, 4, 2), 4))],
 }
-"""For weights in MXFP4, a step of which is 64 inputs; not tuned."""
+"""For weights in MXFP4, whose steps have 64 inputs; not tuned."""
 
 
 FP8: list[tuple[float, ExpertBlocks]] = [
