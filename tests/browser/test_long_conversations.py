@@ -72,7 +72,7 @@ def test_two_tabs_show_one_answer(server: ScriptedServer, visit: Visit) -> None:
     second.get_by_text("Another tab receives this answer.").wait_for()
     chat.stop.click()
     chat.until_idle()
-    second.get_by_text("Stopped.").wait_for()
+    second.get_by_text("Stopped.", exact=True).wait_for()
     assert ChatPage(second).text.inner_text() == chat.text.inner_text()
 
 
@@ -86,4 +86,4 @@ def test_a_tab_goes_on_when_the_other_is_closed(server: ScriptedServer, visit: V
     page.close()
     chat = ChatPage(second)
     chat.stop.click()
-    second.get_by_text("Stopped.").wait_for()
+    second.get_by_text("Stopped.", exact=True).wait_for()

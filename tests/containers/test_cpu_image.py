@@ -182,11 +182,11 @@ def test_sigterm_drains_it_and_nothing_is_left(served: Container) -> None:
 
 def test_sigterm_ends_it_while_it_starts(image: str, tmp_path: Path) -> None:
     """The kernel ignores a signal of PID 1 that it does not handle."""
-    name = "lightllm-mp-early"
-    with running(name, 0, ["podman", "run", "--rm", "--name", name, image], tmp_path) as container:
-        until(lambda: podman("container", "exists", name, check=False).returncode == 0, START, "no container")
-        until(lambda: podman("inspect", "--format", "{{.State.Pid}}", name).stdout.strip() != "0", START, "no process")
-        pid = int(podman("inspect", "--format", "{{.State.Pid}}", name).stdout)
+    name, file = "lightllm-mp-early", tmp_path / "pid"
+    with running(name, 0, ["podman", "run", "--rm", "--pidfile", str(file), "--name", name, image], tmp_path) as container:
+        until(lambda: file.is_file() and file.read_text() != "", START, "no process")
+        pid = int(file.read_text())
+        until(lambda: b"lightllm" in Path(f"/proc/{pid}/cmdline").read_bytes(), START, "the program has not begun")
         deadline = time.monotonic() + START
         while container.process.poll() is None:
             assert time.monotonic() < deadline
