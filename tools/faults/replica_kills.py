@@ -182,7 +182,7 @@ def run(replicas: int, requests: int, clients: int, every: float, tokens: int) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, replicas=2, requests=24, clients=6, every=2.5, tokens=100)
+    parser = ToolParser(__doc__, replicas=2, requests=8, clients=4, every=1.5, tokens=100)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=16, help="requests at once")
