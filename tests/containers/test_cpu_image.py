@@ -183,7 +183,8 @@ def test_sigterm_drains_it_and_nothing_is_left(served: Container) -> None:
 def test_sigterm_ends_it_while_it_starts(image: str, tmp_path: Path) -> None:
     """The kernel ignores a signal of PID 1 that it does not handle."""
     name, file = "lightllm-mp-early", tmp_path / "pid"
-    with running(name, 0, ["podman", "run", "--rm", "--pidfile", str(file), "--name", name, image], tmp_path) as container:
+    command = ["podman", "run", "--rm", "--pidfile", str(file), "--name", name, image]
+    with running(name, 0, command, tmp_path) as container:
         until(lambda: file.is_file() and file.read_text() != "", START, "no process")
         pid = int(file.read_text())
         until(lambda: b"lightllm" in Path(f"/proc/{pid}/cmdline").read_bytes(), START, "the program has not begun")
