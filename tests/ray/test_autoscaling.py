@@ -68,6 +68,7 @@ def test_serve_can_call_the_policy():
     assert made(Context(1, {TOKENS: {"a": 120.0}})) == (3, {})
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
 def test_a_fleet_follows_its_work(tmp_path: Path):
     model = write_byte_tokenizer(shutil.copytree(GOLDENS / "llama", tmp_path / "llama"))

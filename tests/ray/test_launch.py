@@ -35,6 +35,7 @@ def test_a_number_that_is_none():
         launch(Config(), replicas=0)
 
 
+@pytest.mark.cluster
 def test_a_fleet_has_the_handle_of_a_server(tmp_path: Path):
     pytest.importorskip("ray", reason="needs Ray (pip install 'lightllm-mp[ray]')")
     config = settings(tmp_path)

@@ -228,6 +228,7 @@ class TestFleet:
         settle(lambda: len(fleet.replicas()) == 2 and not set(fleet.replicas()) & set(before))
         answers(fleet, whole)
 
+    @pytest.mark.cluster
     def test_a_replica_on_two_nodes(self, fleet: LocalCluster, whole: Streamed) -> None:
         """The replica's process on the second node dies, then this node is gone: the engine stays and waits for
         another."""

@@ -177,7 +177,7 @@ def _port(server: subprocess.Popen[bytes], log: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ToolParser(__doc__, kinds=["nothing", "names", "prompt logprobs", "stops"], seconds=0.5)
+    parser = ToolParser(__doc__, kinds=["nothing", "names", "stops"], seconds=0.5)
     parser.add_argument("--kinds", type=words, default=list(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--seconds", type=float, default=4.0, help="to watch at least, for each kind")
     flags = parser.parse(argv)
