@@ -21,7 +21,7 @@ from lightllm_mp.actors.http.security.keys import ApiKeys, load_keys, relay_keys
 from lightllm_mp.cli.flags import resolve
 from lightllm_mp.config import Config, FleetConfig
 from lightllm_mp.errors import ConfigError
-from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+from lightllm_mp.ray.directory import DirectoryClient
 from lightllm_mp.ray.replica import HAND_OVER_SECONDS, LightLLMReplica
 from lightllm_mp.replicas.asgi import FrontApp, Receive, Scope, Send
 from lightllm_mp.replicas.autoscaling import TokenPolicy
@@ -46,18 +46,10 @@ class ServedFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._watching is None:
-            self._watching = asyncio.get_running_loop().create_task(self._watch())
+            self._watching = asyncio.get_running_loop().create_task(self._directory.follow(self._fleet, self._known))
         if scope["type"] == "http":
             await self._known.wait()
         await self._app(scope, receive, send)
-
-    async def _watch(self) -> None:
-        while True:
-            found = await self._directory.replicas()
-            if found is not None:
-                await self._fleet.update(found)
-            self._known.set()
-            await asyncio.sleep(PERIOD / 2)
 
 
 def build_app(arguments: dict[str, Any] | Config) -> serve.Application:

@@ -30,7 +30,7 @@ from lightllm_mp.actors.http.sockets.listener import serve as listen_on
 from lightllm_mp.actors.supervision.state_machine import EXIT_START_FAILED
 from lightllm_mp.config import Config
 from lightllm_mp.ray.app import build_replicas, has_gpus
-from lightllm_mp.ray.directory import PERIOD, DirectoryClient
+from lightllm_mp.ray.directory import DirectoryClient
 from lightllm_mp.replicas.front import FleetFront
 from lightllm_mp.replicas.front_door import FrontDoor
 from lightllm_mp.replicas.http_fleet import HttpFleet
@@ -82,7 +82,7 @@ class _FleetServer:
         self._heed_signals()
         http = self._config.http
         url = url_of(self._listen, secure=http.ssl_certfile is not None)
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._directory.follow(self._fleet))
         deployed = _in_thread(self._deploy)
         print(f"lightllm-mp starts {self._config.fleet.replicas} replicas", file=sys.stderr, flush=True)
         if http.reuse_port:  # the old server keeps all connections until a replica is ready
@@ -124,13 +124,6 @@ class _FleetServer:
             loop.add_signal_handler(number, stop)
         if self._parent_fd >= 0:
             loop.add_reader(self._parent_fd, end)
-
-    async def _watch(self) -> None:
-        while True:
-            found = await self._directory.replicas()
-            if found is not None:
-                await self._fleet.update(found)
-            await asyncio.sleep(PERIOD / 2)
 
     async def _ready(self, deployed: Future[None]) -> bool:
         """Wait for a replica that takes requests. False if the server must end first. Raises the error of the

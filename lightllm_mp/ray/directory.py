@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import ray
 
-from lightllm_mp.replicas.http_fleet import ReplicaFacts
+from lightllm_mp.replicas.http_fleet import HttpFleet, ReplicaFacts
 
 PERIOD = 1.0
 """Seconds between two reports of a replica."""
@@ -76,6 +76,15 @@ class DirectoryClient:
         found, are_all = {name: ReplicaFacts(**facts) for name, facts in answer[0].items()}, answer[1]
         self._known = found if are_all else self._known | found
         return self._known
+
+    async def follow(self, fleet: HttpFleet, asked: asyncio.Event | None = None) -> None:
+        """Keep the replicas of a fleet up to date, without end. Sets `asked` when the directory was asked once."""
+        while True:
+            if (found := await self.replicas()) is not None:
+                await fleet.update(found)
+            if asked is not None:
+                asked.set()
+            await asyncio.sleep(PERIOD / 2)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         with contextlib.suppress(Exception):  # the errors that Ray raises have no common base

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,8 +48,13 @@ async def answers(engine: Embedded, victim: str = "") -> list[list[int]]:
     is killed at the 20th token of the first stream."""
     prompts = [SYSTEM * 2 + ("Tell me." if i % 2 else f"Tell me number {i} " * i) for i in range(STREAMS)]
     lives = [engine.submit(text, TOKENS, seed=0) for text in prompts]
+    return await collect(engine, lives, victim)
 
-    async def collect(live: LiveRequest) -> list[int]:
+
+async def collect(engine: Embedded, lives: Sequence[LiveRequest], victim: str) -> list[list[int]]:
+    """The ids of all answers. `victim`, if it is named, is killed at the 20th token of the first one."""
+
+    async def one(live: LiveRequest) -> list[int]:
         ids = []
         async for event in live:
             ids.append(event.id)
@@ -58,7 +63,7 @@ async def answers(engine: Embedded, victim: str = "") -> list[list[int]]:
         live.close()
         return ids
 
-    return await asyncio.gather(*map(collect, lives))
+    return await asyncio.gather(*map(one, lives))
 
 
 @on_shared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightllm_mp.actors.front.live_request import LiveRequest
 from lightllm_mp.actors.topology import EMBEDDED, topology
 from lightllm_mp.config import Config, EngineConfig, ModelConfig, SupervisorConfig
 from lightllm_mp.messages import Sampling, Terms
 from tests.actors.embedded import Embedded, Shared, embedded, on_shared
+from tests.end_to_end.test_hybrid_recovery import collect
 from tests.paths import GOLDENS
 
 STREAMS, TOKENS = 4, 80
@@ -49,17 +48,7 @@ async def answers(engine: Embedded, *, speculate: bool = True, victim: str = "")
     for i in range(STREAMS):
         sampling = Sampling(seed=i, temperature=0.3 * (i % 2), max_new_tokens=TOKENS, ignore_eos=True, allowed_ids=TWO)
         lives.append(engine.front.frontend.submit("Say it. " * 9, Terms(sampling, speculate=speculate)))
-
-    async def collect(live: LiveRequest) -> list[int]:
-        ids = []
-        async for event in live:
-            ids.append(event.id)
-            if victim and live is lives[0] and len(ids) == 20:
-                engine.kill(victim)
-        live.close()
-        return ids
-
-    return await asyncio.gather(*map(collect, lives))
+    return await collect(engine, lives, victim)
 
 
 @on_shared

@@ -19,7 +19,7 @@ ALIGNED = 16
 """Bytes; what Triton makes of a kernel depends on whether every pointer is a multiple of this."""
 EARLY_START = True
 """Whether kernels that can do so start early where the GPU can; `--early` and `--no-early` of tools.bench.steps
-and tools.bench.linear compare."""
+and tools.bench.kernels.linear compare."""
 
 _dtype_of = attrgetter("dtype")
 

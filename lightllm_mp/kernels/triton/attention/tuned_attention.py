@@ -1,9 +1,9 @@
 """Block sizes of the attention kernels, as data.
 
-`tools.bench.attention --sweep` chose the sizes of prefill over 16-bit keys at a head dimension of 128 on an H100. On an
-H200 it chose those of decode over 16-bit keys at 128 and 256, of decode over 8-bit keys at all dimensions, and of
-prefill over 8-bit keys at 128. The others come from an earlier form of the kernels or are chosen by hand.
-"""
+`tools.bench.kernels.attention --sweep` chose the sizes of prefill over 16-bit keys at a head dimension of 128 on an
+H100. On an H200 it chose those of decode over 16-bit keys at 128 and 256, of decode over 8-bit keys at all
+dimensions, and of prefill over 8-bit keys at 128. The others come from an earlier form of the kernels or are chosen
+by hand."""
 
 from __future__ import annotations
 

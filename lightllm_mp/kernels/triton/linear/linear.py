@@ -1,5 +1,5 @@
 """Projections of plain and quantised weights. With a plain weight, a single token has its own kernel and more tokens go
-to cuBLAS: no kernel for few rows was faster (`tools.bench.linear`)."""
+to cuBLAS: no kernel for few rows was faster (`tools.bench.kernels.linear`)."""
 
 from __future__ import annotations
 

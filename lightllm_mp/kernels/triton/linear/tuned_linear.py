@@ -1,5 +1,5 @@
-"""Block sizes of projections of few rows by quantised weights on an H100, as data. `tools.bench.linear` measures them.
-These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
+"""Block sizes of projections of few rows by quantised weights on an H100, as data. `tools.bench.kernels.linear`
+measures them. These were best for the weights of Llama-2-7B's and Llama-3-8B's MLPs together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Block sizes of the experts' kernels on an H100, as data. They are chosen by hand; `tools.bench.moe` measures them."""
+"""Block sizes of the experts' kernels on an H100, as data. They are chosen by hand; `tools.bench.kernels.moe` measures
+them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Measures the attention kernels alone on one GPU: decode over keys and values of each type, even and uneven lengths,
 latent attention, prefill. Each figure is one JSON line.
 
-    python -m tools.bench.attention [--only WORD]             # figures whose name has this word
-    python -m tools.bench.attention --sweep decode|prefill|latent [--head-dim 128] [--kv bfloat16|int8|fp8]
+    python -m tools.bench.kernels.attention [--only WORD]             # figures whose name has this word
+    python -m tools.bench.kernels.attention --sweep decode|prefill|latent [--head-dim 128] [--kv bfloat16|int8|fp8]
 
 A sweep tries block sizes and prints the best, for kernels/triton/attention/tuned_attention.py.
 Limits are what this GPU reaches, measured at the start (tools/harness/ceilings.py).

@@ -1,7 +1,8 @@
 """Measures projections of few rows on one GPU: cuBLAS, the kernel of a single token, and the streaming kernel under
 many block sizes, for the shapes of Llama-2-7B and Llama-3-8B.
 
-    python -m tools.bench.linear [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early] [--json FILE]
+    python -m tools.bench.kernels.linear [--forms plain,int8,fp8,int4] [--shapes qkv,down] [--tp N] [--early]
+        [--json FILE]
 
 Each figure is one JSON line. Then follow a table, the sum over a decode step's projections, and for quantised forms the
 blocks that are best for all weights together, as lines for tuned_linear.py. Each time is of a CUDA graph that reads
@@ -260,7 +261,7 @@ def compile_all(forms: list[str]) -> None:
     """Fills Triton's cache from one process per core; each needs about half a gigabyte of the GPU."""
     parts = min(14, os.cpu_count() or 1)
     how = ["--early" if launch.EARLY_START else "--no-early"]
-    command = [sys.executable, "-m", "tools.bench.linear", "--forms", ",".join(forms), *how, "--compile"]
+    command = [sys.executable, "-m", "tools.bench.kernels.linear", "--forms", ",".join(forms), *how, "--compile"]
     running = [subprocess.Popen([*command, f"{i}/{parts}"]) for i in range(parts)]
     assert all(process.wait() == 0 for process in running)
 

@@ -1,7 +1,7 @@
 """Measures the vision tower alone, and the copies of an image's embeddings to a worker.
 
-    python -m tools.bench.vision_tower --model-dir DIR [--load-format dummy] [--device cuda]
-    python -m tools.bench.vision_tower --shape llava-1.5-7b                     # random weights
+    python -m tools.bench.kernels.vision_tower --model-dir DIR [--load-format dummy] [--device cuda]
+    python -m tools.bench.kernels.vision_tower --shape llava-1.5-7b                     # random weights
 
 Prints one JSON line a figure: images per second of one tower in the visual actor's batches, the tower's share of the
 fastest matrix product of the same run, and for one image the copies into the cache (from the tower's device to shared

@@ -1,6 +1,6 @@
 """Measures sampling of a batch on a GPU: the device sampler and the torch sampler.
 
-    python -m tools.bench.sampling [--repeats 30]
+    python -m tools.bench.kernels.sampling [--repeats 30]
 
 Prints one JSON line a figure, medians in microseconds: the time on the device from the first kernel's start to the last
 kernel's end, including gaps, and `host`, the time until the call returns.

@@ -1,6 +1,6 @@
 """Measures products of 8-bit floats in blocks of 128 on a Hopper GPU, for the projections of real models.
 
-    python -m tools.bench.fp8_blocks [--shapes 5120x2048,4096x14336] [--rows 17 64 256 512 2048 8192] [--sweep]
+    python -m tools.bench.kernels.fp8_blocks [--shapes 5120x2048,4096x14336] [--rows 17 64 256 512 2048 8192] [--sweep]
 
 Each figure is one JSON line: microseconds of the rounding of activations and of the product, with the share of the
 GPU's ceiling for their bytes and operations. For comparison: the same weight expanded for cuBLAS, and cuBLAS with a
@@ -186,7 +186,7 @@ def compile_part(all_rows: Sequence[int], part: int, parts: int) -> None:
 def compile_all(all_rows: Sequence[int]) -> None:
     """Fills Triton's cache from as many processes as there are cores."""
     parts = min(14, os.cpu_count() or 1)
-    command = [sys.executable, "-m", "tools.bench.fp8_blocks", "--rows", *map(str, all_rows), "--compile"]
+    command = [sys.executable, "-m", "tools.bench.kernels.fp8_blocks", "--rows", *map(str, all_rows), "--compile"]
     running = [subprocess.Popen([*command, f"{i}/{parts}"]) for i in range(parts)]
     assert all(process.wait() == 0 for process in running)
 

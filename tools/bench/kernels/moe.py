@@ -1,7 +1,7 @@
 """Measures one layer's experts on one GPU with random weights: routing, sorting, both products and the sum.
 
-    python -m tools.bench.moe [--model NAME] [--tokens N] [--alone N] [--json FILE]
-    python -m tools.bench.moe --sweep [--model NAME] [--tokens N]     # the best go to kernels/triton/moe/tuned_moe.py
+    python -m tools.bench.kernels.moe [--model NAME] [--tokens N] [--alone N] [--json FILE]
+    python -m tools.bench.kernels.moe --sweep [--model NAME] [--tokens N]     # the best go to tuned_moe.py
 
 Every figure is one JSON line: microseconds inside a CUDA graph, and the share of the limit, which is the larger of the
 bytes of the experts that are touched and the operations, each over what this GPU reaches (tools/harness/ceilings.py).
