@@ -75,9 +75,14 @@ def started(command: Sequence[str], folder: Path, clock: Clock) -> Iterator[str]
             process.communicate()
 
 
+GREEDY = """localStorage.setItem("lightllm-mp.settings", '{"temperature": "0"}')"""
+"""The page draws tokens by default, and a drawn answer may be of any length."""
+
+
 def chat(browser: Browser, base_url: str, question: str, clock: Clock) -> str:
     """The model's answer."""
     context, _ = new_context(browser, base_url)
+    context.add_init_script(GREEDY)
     page = context.new_page()
     page.goto("/")
     shown = ChatPage(page)
